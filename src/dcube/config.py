@@ -1,0 +1,312 @@
+"""The whole experiment as one tree of frozen, validated models. `recipes/*.yaml` are its instances."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dcube.errors import InputError
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of the experiment: immutable, and a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """How files become pixels, splits and batches."""
+
+    size: Annotated[int, Field(ge=8)] = 256  # stored height and width, pixels
+    channels: Literal["auto", 1, 3] = "auto"  # auto: 1 if every file is grey, else 3
+    aspect: Literal["pad", "squash", "crop"] = "pad"
+    val_fraction: Fraction = 0.15  # used only where the data bring no split
+    test_fraction: Fraction = 0.15
+    max_broken: Fraction = 0.05  # share of unreadable files above which the set is refused
+    horizontal_flip: bool = True  # false where left and right mean something
+    balance: Literal["none", "sampler", "weights"] = "sampler"  # of step 2, against class imbalance
+
+
+class OptimizerConfig(Section):
+    """AdamW and the length of a training; exactly one of `steps` and `epochs`."""
+
+    lr: Positive = 2e-4
+    weight_decay: NonNegative = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    batch_size: Count = 32
+    steps: Count | None = None
+    epochs: Positive | None = None
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    decay: Literal["constant", "cosine"] = "constant"
+    grad_clip: Positive | None = 1.0
+    ema_decay: Fraction = 0.999
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    def total_steps(self, images: int) -> int:
+        """Optimiser steps for a training set of `images`."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        return max(1, round(self.epochs * images / self.batch_size))
+
+
+class UViTConfig(Section):
+    """U-ViT (Bao et al., CVPR 2023); the defaults are the paper's "small"."""
+
+    patch: Count = 8
+    width: Count = 512
+    depth: Annotated[int, Field(ge=2, multiple_of=2)] = 12  # in- and out-blocks; one middle block more
+    heads: Count = 8
+    mlp_ratio: Positive = 4.0
+
+
+class UNetConfig(Section):
+    """Convolutional U-Net for small budgets: one residual layer per level, attention at the lowest."""
+
+    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 96, 128)
+    groups: Count = 8
+    dropout: Fraction = 0.0
+
+
+class ContrastiveConfig(Section):
+    """Eq. 4. `paper`: L2 over the flattened middle block, summed; `pooled`: L2 of unit-length means."""
+
+    weight: NonNegative = 1.0
+    distance: Literal["paper", "pooled"] = "pooled"
+    label: Literal["null", "true"] = "null"  # which label the features of eq. 4 see
+    margin: Positive = 0.1
+
+
+class DiffusionConfig(Section):
+    """Step 1: the class-conditional denoiser (eq. 1-5)."""
+
+    image_size: Annotated[int, Field(ge=8)] = 128
+    backbone: Literal["uvit", "unet"] = "unet"
+    uvit: UViTConfig = UViTConfig()
+    unet: UNetConfig = UNetConfig()
+    timesteps: Count = 1000
+    beta_start: Positive = 1e-4
+    beta_end: Positive = 0.02
+    label_dropout: Fraction = 0.15
+    contrastive: ContrastiveConfig = ContrastiveConfig()
+    augment: bool = False  # random horizontal flip in step 1
+    optimizer: OptimizerConfig = OptimizerConfig(steps=1000)
+    sample_every: Positive = 50.0  # epochs between sample grids in the log
+    sample_steps: Count = 50  # DDIM steps
+    guidance_scale: NonNegative = 1.0  # 1: the conditional model as it is
+
+
+class FeaturesConfig(Section):
+    """Taps and the Gaussianity test (eq. 6, figure 2)."""
+
+    reading: Literal["channel_mean", "token_mean", "all_values", "per_image"] = "channel_mean"
+    timestep: Annotated[int, Field(ge=0)] = 100  # of the test
+    batch_size: Count = 256  # images of the test
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    top_k: Count = 3  # blocks taken where none has p < alpha
+    select: Literal["least_gaussian", "most_gaussian"] = "least_gaussian"  # the second: table VI's worst
+    blocks: tuple[int, ...] | None = None  # a forced choice
+    input: Literal["clean", "noised", "clean_t0"] = "clean"  # table VII
+    timesteps: tuple[int, ...] | None = None  # of step 2; None: a random t per image (the paper)
+    eval_timesteps: Annotated[tuple[int, ...], Field(min_length=1)] = (10, 50, 100, 200)
+    cache_gb: NonNegative = 8.0  # bound on the feature cache on disk; 0 switches it off
+
+
+class ClassifierConfig(Section):
+    """Step 2: the sub-feature CNN, the fusion head and eq. 7-10."""
+
+    cnn: str = "tf_efficientnet_lite0"  # any timm model
+    cnn_weights: str = "auto"  # auto | offline | hub | none | a file
+    cnn_size: Annotated[int, Field(ge=32)] = 128
+    cnn_lr_scale: NonNegative = 1.0  # learning rate of the CNN relative to the head's
+    head: Literal["paper", "late"] = "paper"
+    grid: Count = 16  # height and width of the map that the blocks are brought to
+    width: Count = 512  # channels of f_main and f_sub
+    dropout: Fraction = 0.5
+    lambda_cycle: NonNegative = 10.0  # lambda_1 of eq. 10
+    lambda_consistency: NonNegative = 0.1  # lambda_2 of eq. 10
+    cycle_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # random part of the batch eq. 7 is taken on
+    optimizer: OptimizerConfig = OptimizerConfig(epochs=50)
+    validate_every: Positive = 1.0  # epochs
+
+
+class EvaluationConfig(Section):
+    """Figures and their intervals."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = 2000  # resamples of groups
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    without: tuple[tuple[str, ...], ...] = ()  # class sets left out in additional figures (known shortcuts)
+    floors: bool = True  # majority, simple statistics and 32x32 pixels beside the result
+
+
+class RuntimeConfig(Section):
+    """What changes speed, never the meaning of a result."""
+
+    device: str = "auto"  # auto | cpu | cuda | mps
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where a probe at the start finds it faster
+    threads: Annotated[int, Field(ge=0)] = 0  # of torch on a CPU; 0: all cores
+    checkpoint_seconds: NonNegative = 60.0
+
+
+class Experiment(Section):
+    """Everything that determines a run, except the data."""
+
+    recipe: str = "custom"
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig = DataConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    classifier: ClassifierConfig = ClassifierConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        uvit, size = self.diffusion.uvit, self.diffusion.image_size
+        if self.diffusion.backbone == "uvit" and size % uvit.patch:
+            raise ValueError(f"diffusion.image_size {size} is not a multiple of diffusion.uvit.patch {uvit.patch}")
+        factor = 2 ** (len(self.diffusion.unet.widths) - 1)
+        if self.diffusion.backbone == "unet" and size % factor:
+            raise ValueError(f"diffusion.image_size {size} is not a multiple of {factor}, which the U-Net's levels need")
+        if uvit.width % uvit.heads:
+            raise ValueError(f"diffusion.uvit.width {uvit.width} is not a multiple of diffusion.uvit.heads {uvit.heads}")
+        for width in self.diffusion.unet.widths:
+            if width % self.diffusion.unet.groups:
+                raise ValueError(f"diffusion.unet.widths {width} is not a multiple of diffusion.unet.groups")
+        if not self.data.horizontal_flip and (self.classifier.lambda_consistency or self.diffusion.augment):
+            raise ValueError(
+                "data.horizontal_flip is off, so classifier.lambda_consistency must be 0 and diffusion.augment false:"
+                " both treat an image and its mirror image as the same"
+            )
+        steps = (*(self.features.timesteps or ()), *self.features.eval_timesteps, self.features.timestep)
+        if min(steps) < 0 or max(steps) >= self.diffusion.timesteps:
+            raise ValueError(f"every timestep of features must lie in 0 .. {self.diffusion.timesteps - 1}")
+        if self.data.val_fraction + self.data.test_fraction >= 1:
+            raise ValueError("data.val_fraction + data.test_fraction must stay below 1")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the program."""
+    return sorted(p.name[:-5] for p in resources.files("dcube.recipes").iterdir() if p.name.endswith(".yaml"))
+
+
+def load_experiment(recipe: str, overrides: list[str] | None = None) -> Experiment:
+    """Read a recipe (a shipped name or a YAML file) and apply `key.path=value` overrides.
+
+    Raises InputError for an unknown recipe, a misspelt key (naming its nearest neighbours) or a bad value.
+    """
+    if recipe in recipe_names():
+        text = resources.files("dcube.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+    elif recipe.endswith((".yaml", ".yml")) and Path(recipe).is_file():
+        text = Path(recipe).read_text(encoding="utf-8")
+    else:
+        raise InputError(
+            f"There is no recipe '{recipe}'{_nearest(recipe, recipe_names())};"
+            f" choose one of {', '.join(recipe_names())}, or give a .yaml file."
+        )
+    try:
+        tree = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise InputError(f"The recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise InputError(f"The recipe {recipe} must be a YAML mapping of sections.")
+    tree = {"recipe": Path(recipe).stem} | tree
+    for override in overrides or []:
+        _apply(tree, override)
+    return parse_experiment(tree)
+
+
+def parse_experiment(tree: dict[str, Any]) -> Experiment:
+    """Validate a tree of settings; InputError with every fault in one sentence."""
+    try:
+        return Experiment.model_validate(tree)
+    except ValidationError as error:
+        raise InputError("The settings are not valid: " + "; ".join(map(_fault, error.errors())) + ".") from error
+
+
+def _fault(fault: Any) -> str:
+    path = [part for part in fault["loc"] if isinstance(part, str)]
+    if fault["type"] == "extra_forbidden":
+        known = _fields(path[:-1])
+        return f"there is no key '{'.'.join(path)}'{_nearest(path[-1], known, '.'.join(path[:-1]))}"
+    where = ".".join(path)
+    message = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], dict | BaseModel) else f" (given: {fault['input']!r})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise InputError(f"'--set {override}' is not of the form key.path=value, for example diffusion.image_size=64.")
+    for depth, part in enumerate(path):
+        known = _fields(path[:depth])
+        if part not in known:
+            near = _nearest(part, known, ".".join(path[:depth]))
+            raise InputError(f"There is no setting '{key.strip()}'{near}.")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise InputError(f"The value in '--set {override}' is not valid YAML.") from error
+    node = tree
+    for part in path[:-1]:
+        node = node.setdefault(part, {})
+    if path[-1] in ("steps", "epochs") and path[-2:-1] == ["optimizer"]:  # one replaces the other
+        node.pop("epochs" if path[-1] == "steps" else "steps", None)
+    node[path[-1]] = parsed
+
+
+def _fields(path: list[str]) -> list[str]:
+    """Names of the settings below a path; empty where it leads to a plain value."""
+    model: type[BaseModel] = Experiment
+    for part in path:
+        field = model.model_fields.get(part)
+        kind = field.annotation if field else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model = kind
+    return list(model.model_fields)
+
+
+def _nearest(name: str, known: list[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if not near:  # a key that stands in another section
+        near = [path for path in _all_paths() if path.rsplit(".", 1)[-1] == name][:3]
+        prefix = ""
+    dotted = [f"{prefix}.{n}" if prefix else n for n in near]
+    return f" (did you mean {' or '.join(dotted)}?)" if dotted else ""
+
+
+def _all_paths(path: tuple[str, ...] = ()) -> list[str]:
+    found = []
+    for name in _fields(list(path)):
+        found += [".".join((*path, name))] + _all_paths((*path, name))
+    return found
+
+
+def changed_settings(old: Experiment, new: Experiment) -> list[str]:
+    """Every differing setting as `key.path: old -> new`."""
+
+    def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in tree.items():
+            out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        return out
+
+    before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
