@@ -48,6 +48,7 @@ class OptimizerConfig(Section):
     decay: Literal["constant", "cosine"] = "constant"
     grad_clip: Positive | None = 1.0
     ema_decay: Fraction = 0.999
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward passes; auto: bf16 where the hardware has it
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -76,6 +77,7 @@ class UViTConfig(Section):
 class UNetConfig(Section):
     """Convolutional U-Net for small budgets: one residual layer per level, attention at the lowest."""
 
+    patch: Count = 1  # pixels un-shuffled into channels before the first level
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 96, 128)
     groups: Count = 8
     dropout: Fraction = 0.0
@@ -156,7 +158,6 @@ class RuntimeConfig(Section):
     """What changes speed, never the meaning of a result."""
 
     device: str = "auto"  # auto | cpu | cuda | mps
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where a probe at the start finds it faster
     threads: Annotated[int, Field(ge=0)] = 0  # of torch on a CPU; 0: all cores
     checkpoint_seconds: NonNegative = 60.0
 
@@ -178,7 +179,7 @@ class Experiment(Section):
         uvit, size = self.diffusion.uvit, self.diffusion.image_size
         if self.diffusion.backbone == "uvit" and size % uvit.patch:
             raise ValueError(f"diffusion.image_size {size} is not a multiple of diffusion.uvit.patch {uvit.patch}")
-        factor = 2 ** (len(self.diffusion.unet.widths) - 1)
+        factor = self.diffusion.unet.patch * 2 ** (len(self.diffusion.unet.widths) - 1)
         if self.diffusion.backbone == "unet" and size % factor:
             raise ValueError(f"diffusion.image_size {size} is not a multiple of {factor}, which the U-Net's levels need")
         if uvit.width % uvit.heads:

@@ -1,0 +1,1 @@
+"""Step 2: the classifier on the frozen model's features."""

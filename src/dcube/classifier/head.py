@@ -1,0 +1,103 @@
+"""Fusion and classification heads: how diffusion features and CNN features become logits."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class Bring(nn.Module):
+    """Block maps of any width and size to `width` channels on one grid: normalise, 1x1 convolution, resize."""
+
+    def __init__(self, channels: int, width: int, grid: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.norm = nn.BatchNorm2d(channels)
+        self.project = nn.Conv2d(channels, width, 1) if channels != width else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return resize(self.project(self.norm(x)), self.grid)
+
+
+def resize(x: torch.Tensor, grid: int) -> torch.Tensor:
+    """A map [B, C, h, w] on a grid x grid raster: averaged down, or interpolated up."""
+    if x.shape[-1] == grid:
+        return x
+    if x.shape[-1] > grid:
+        return F.adaptive_avg_pool2d(x, grid)
+    return F.interpolate(x, (grid, grid), mode="bilinear", align_corners=False)
+
+
+class MultiKernel(nn.Module):
+    """Parallel 3x3 and 5x5 convolutions, summed and batch-normalised; no pooling."""
+
+    def __init__(self, inside: int, outside: int) -> None:
+        super().__init__()
+        self.conv3 = nn.Conv2d(inside, outside, 3, padding=1, bias=False)
+        self.conv5 = nn.Conv2d(inside, outside, 5, padding=2, bias=False)
+        self.norm = nn.BatchNorm2d(outside)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.conv3(x) + self.conv5(x)))
+
+
+class PaperHead(nn.Module):
+    """The paper's fusion and multi-kernel head (section "Architecture"), for any K, width and feature size.
+
+    Blocks are concatenated over the token axis and brought back to one grid by a 1x1 convolution over tokens;
+    f_sub is reduced to the same width. Their fusion is a single channel, multiplied by K channel scores
+    (global sum pooling of the CNN's map) and added back; then K -> 64 -> 32 -> 4 and two linear layers.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], cnn_width: int, num_classes: int, grid: int, width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.bring = nn.ModuleList(Bring(channels, width, grid) for channels in blocks)
+        self.tokens = nn.Conv1d(len(blocks) * grid**2, grid**2, 1)
+        self.reduce = nn.Conv2d(cnn_width, width, 1)
+        self.scores = nn.Conv2d(cnn_width, num_classes, 1)
+        self.fuse = nn.Conv2d(2 * width, 1, 1)
+        self.stages = nn.Sequential(MultiKernel(num_classes, 64), MultiKernel(64, 32), MultiKernel(32, 4))
+        self.classify = nn.Sequential(
+            nn.Linear(4 * grid**2, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, num_classes)
+        )
+
+    def forward(self, f_sub: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        brought = [bring(m).flatten(2).transpose(1, 2) for bring, m in zip(self.bring, maps, strict=True)]
+        f_main = self.tokens(torch.cat(brought, dim=1))                       # [B, g * g, width]
+        f_main = f_main.transpose(1, 2).unflatten(2, (self.grid, self.grid))  # [B, width, g, g]
+        reduced = resize(self.reduce(f_sub), self.grid)                       # [B, width, g, g]
+        fused = self.fuse(torch.cat([f_main, reduced], dim=1))                # [B, 1, g, g]
+        scores = self.scores(f_sub).sum((2, 3))[:, :, None, None]             # [B, K, 1, 1]
+        attended = fused * scores + fused                                     # [B, K, g, g]
+        return self.classify(self.stages(attended).flatten(1))  # type: ignore[no-any-return]
+
+
+class LateHead(nn.Module):
+    """Pooled features side by side, then one linear layer: a head without the paper's single-channel bottleneck.
+
+    Every block is normalised, averaged onto a 4x4 raster and reduced to `width` values; the CNN's map is
+    averaged. With few images this overfits less than the paper's head and keeps the CNN's own path short.
+    """
+
+    def __init__(
+        self, blocks: Sequence[int], cnn_width: int, num_classes: int, grid: int, width: int, dropout: float
+    ) -> None:
+        super().__init__()
+        self.raster = min(4, grid)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in blocks)
+        self.reduce = nn.ModuleList(nn.Linear(channels * self.raster**2, width) for channels in blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.classify = nn.Linear(cnn_width + width * len(blocks), num_classes)
+
+    def forward(self, f_sub: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        parts = [f_sub.mean((2, 3))]                                          # [B, cnn_width]
+        for norm, reduce, m in zip(self.norms, self.reduce, maps, strict=True):
+            parts.append(F.relu(reduce(self.dropout(resize(norm(m), self.raster).flatten(1)))))  # [B, width]
+        return self.classify(self.dropout(torch.cat(parts, dim=1)))  # type: ignore[no-any-return]
+
+
+HEADS = {"paper": PaperHead, "late": LateHead}

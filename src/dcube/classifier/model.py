@@ -1,0 +1,78 @@
+"""The classifier: sub-feature CNN and fusion head over the frozen diffusion features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcube.classifier.head import HEADS
+from dcube.config import ClassifierConfig, FeaturesConfig
+from dcube.diffusion.train import Diffusion
+from dcube.features.frozen import FrozenFeatures
+from dcube.features.subnet import SubNetwork
+from dcube.training.state import load_weights
+
+
+class DCubeClassifier(nn.Module):
+    """Logits from an image and its diffusion features. The frozen diffusion model is not part of it.
+
+    images: [B, C, S, S] in [0, 1] at `cnn_size`; maps: one [B, C_b, h_b, w_b] per selected block -> [B, K].
+    """
+
+    def __init__(
+        self, config: ClassifierConfig, num_classes: int, blocks: Sequence[int], weights: str | None = None
+    ) -> None:
+        super().__init__()
+        self.subnet = SubNetwork(config.cnn, config.cnn_weights if weights is None else weights)
+        self.head: nn.Module = HEADS[config.head](
+            blocks, self.subnet.width, num_classes, config.grid, config.width, config.dropout
+        )
+
+    def forward(self, images: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = self.head(self.subnet(images), maps)
+        return logits
+
+    def probabilities(self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]]) -> torch.Tensor:
+        """Class probabilities [B, K], averaged over the fixed timesteps; the CNN is run once."""
+        f_sub = self.subnet(images)
+        logits = torch.stack([self.head(f_sub, maps).float() for maps in per_timestep])
+        return logits.softmax(-1).mean(0)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Everything that turns pixels into probabilities, frozen: diffusion model, selected blocks, classifier."""
+
+    model: DCubeClassifier
+    frozen: FrozenFeatures
+    config: ClassifierConfig
+    features: FeaturesConfig
+    classes: list[str]
+    metadata: dict[str, Any]
+
+    @torch.inference_mode()
+    def __call__(self, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
+        """Probabilities [B, K], the same for an image alone and in a batch.
+
+        small: [B, C, S, S] at the diffusion model's size, large: at the CNN's; both in [0, 1].
+        """
+        maps = [
+            self.frozen(small, torch.full((len(small),), step, device=small.device, dtype=torch.long))
+            for step in self.features.eval_timesteps
+        ]
+        return self.model.probabilities(large, maps)
+
+
+def load_predictor(path: Path, diffusion: Diffusion, device: torch.device | str = "cpu") -> Predictor:
+    """The classifier (EMA weights) of a run, beside its diffusion model on the same device."""
+    tensors, metadata = load_weights(path)
+    config = ClassifierConfig.model_validate(metadata["classifier"])
+    features = FeaturesConfig.model_validate(metadata["features"])
+    frozen = FrozenFeatures(diffusion, metadata["blocks"], features.input, config.grid)
+    model = DCubeClassifier(config, len(metadata["classes"]), [s[0] for s in frozen.shapes], weights="none")
+    model.load_state_dict(tensors)
+    model.eval().requires_grad_(False).to(device)
+    return Predictor(model, frozen, config, features, metadata["classes"], metadata)

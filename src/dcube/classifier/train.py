@@ -1,0 +1,151 @@
+"""Step 2: train CNN and head on the frozen model's features, checkpoint by validation macro-F1."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dcube.classifier.batches import ClassifierBatches, make_cache
+from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor
+from dcube.classifier.objective import ClassifierObjective, cycle_loss
+from dcube.config import Experiment
+from dcube.data.dataset import ImageData
+from dcube.diffusion.train import Diffusion
+from dcube.evaluation.metrics import macro_f1
+from dcube.features.frozen import FrozenFeatures
+from dcube.training.loop import Hook, Task, Trained, train
+from dcube.training.order import key
+from dcube.training.state import load_weights, save_weights
+
+CHUNK = 32  # images per forward of a validation
+
+
+class ClassifierLoss:
+    """Eq. 10 on a batch: forwards of the image and of its mirror image, cycle term on a part of the batch."""
+
+    def __init__(self, experiment: Experiment, frozen: FrozenFeatures, labels: np.ndarray, num_classes: int) -> None:
+        self.config, self.frozen, self.denoiser = experiment.classifier, frozen, frozen.diffusion.model
+        weights = None
+        if experiment.data.balance == "weights":
+            counts = np.bincount(labels, minlength=num_classes)
+            weights = torch.tensor(len(labels) / (num_classes * np.maximum(counts, 1)), dtype=torch.float32)
+        self.objective = ClassifierObjective(self.config.lambda_cycle, self.config.lambda_consistency, weights)
+
+    def __call__(
+        self, model: nn.Module, batch: dict[str, torch.Tensor], step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        logits = model(batch["large"], self._maps(batch, "map"))
+        mirrored = None
+        if self.config.lambda_consistency:
+            mirrored = model(batch["large"].flip(-1), self._maps(batch, "mirror"))
+        cycle = None
+        if self.config.lambda_cycle:
+            part = math.ceil(self.config.cycle_fraction * len(logits))  # the batch is in random order
+            t = batch["cycle_t"][:part]
+            x_t = self.frozen.diffusion.schedule.add_noise(batch["small"][:part] * 2 - 1, batch["cycle_noise"][:part], t)
+            cycle = cycle_loss(self.denoiser, x_t, t, batch["y"][:part], logits[:part])
+        return self.objective(logits, batch["y"], cycle, mirrored)
+
+    def _maps(self, batch: dict[str, torch.Tensor], prefix: str) -> list[torch.Tensor]:
+        if f"{prefix}0" in batch:
+            return [batch[f"{prefix}{i}"] for i in range(len(self.frozen.blocks))]
+        small = batch["small"] if prefix == "map" else batch["small"].flip(-1)
+        return [m.clone() for m in self.frozen(small, batch["t"])]  # clone: inference tensors cannot be saved for backward
+
+
+class Validation:
+    """Probabilities for the validation split, its macro-F1, and the best weights so far."""
+
+    def __init__(
+        self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path, metadata: dict[str, Any]
+    ) -> None:
+        self.data, self.experiment, self.frozen = data, experiment, frozen
+        self.directory, self.metadata = directory, metadata
+        self.indices = data.indices("val")
+        steps = experiment.features.eval_timesteps
+        self.cache = make_cache(data, self.indices, frozen, experiment, steps, directory, mirror=False)
+
+    def __call__(self, step: int, ema: nn.Module, extra: dict[str, Any]) -> dict[str, Any]:
+        labels = self.data.labels[self.indices]
+        probabilities = self.probabilities(ema)
+        chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)
+        predicted = probabilities.argmax(1)
+        row = {
+            "macro_f1": float(macro_f1(labels, predicted, len(self.data.classes))),
+            "accuracy": float((predicted == labels).mean()),
+            "cross_entropy": float(-np.log(chosen).mean()),
+        }
+        best = extra.get("best")
+        better = best is None or (row["macro_f1"], -row["cross_entropy"]) > (best["macro_f1"], -best["cross_entropy"])
+        if better:  # the file first: a kill between the two repeats this validation
+            save_weights(self.directory / "best.safetensors", ema, self.metadata | {"step": step, "validation": row})
+            extra["best"] = {"step": step, **row}
+        return {"event": "validation", **row}
+
+    @torch.inference_mode()
+    def probabilities(self, ema: nn.Module) -> np.ndarray:
+        """[n, K] float64 for the validation split."""
+        assert isinstance(ema, DCubeClassifier)
+        device = next(ema.parameters()).device
+        parts = []
+        for start in range(0, len(self.indices), CHUNK):
+            rows = np.arange(start, min(start + CHUNK, len(self.indices)))
+            large = self.data.images(self.indices[rows], self.experiment.classifier.cnn_size).to(device)
+            maps = [[m.to(device) for m in step] for step in self._maps(rows, device)]
+            parts.append(ema.probabilities(large, maps).cpu().double().numpy())
+        return np.concatenate(parts)
+
+    def _maps(self, rows: np.ndarray, device: torch.device) -> list[list[torch.Tensor]]:
+        steps = self.experiment.features.eval_timesteps
+        if self.cache is not None:
+            no = np.zeros(len(rows), bool)
+            return [self.cache.maps(rows, no, np.full(len(rows), at)) for at in range(len(steps))]
+        small = self.data.images(self.indices[rows], self.frozen.diffusion.config.image_size).to(device)
+        return [self.frozen(small, torch.full((len(rows),), step, device=device)) for step in steps]
+
+
+def train_classifier(
+    data: ImageData, experiment: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path,
+    deadline: float | None = None,
+) -> tuple[Predictor, Trained]:  # fmt: skip
+    """Train (or continue) step 2 in `directory`, which then holds log.jsonl and model.safetensors: the EMA
+    weights with the best validation macro-F1, or the last ones where there is no validation split.
+    """
+    config = experiment.classifier
+    frozen = FrozenFeatures(diffusion, blocks, experiment.features.input, config.grid)
+    torch.manual_seed(key(experiment.seed, "classifier", "weights"))
+    model = DCubeClassifier(config, len(data.classes), [shape[0] for shape in frozen.shapes])
+    metadata = {
+        "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
+        "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
+        "normalisation": data.store.normalisation.to_dict(),
+    }  # fmt: skip
+    batches = ClassifierBatches(data, experiment, frozen, directory)
+    steps_per_epoch = len(batches.indices) / config.optimizer.batch_size
+    hooks = []
+    if len(data.indices("val")):
+        validation = Validation(data, experiment, frozen, directory, metadata)
+        hooks = [Hook(max(1, round(config.validate_every * steps_per_epoch)), validation)]
+    task = Task(
+        "classifier", model, batches, ClassifierLoss(experiment, frozen, batches.labels, len(data.classes)),
+        steps_per_epoch, hooks=hooks,
+        learning_rates=lambda m: [
+            {"params": list(m.head.parameters())},  # type: ignore[union-attr]
+            {"params": list(m.subnet.parameters()), "scale": config.cnn_lr_scale},  # type: ignore[union-attr]
+        ],
+        memory_settings="classifier.optimizer.batch_size or classifier.cnn_size",
+    )  # fmt: skip
+    steps = config.optimizer.total_steps(len(batches.indices))
+    result = train(task, config.optimizer, steps, experiment.seed, directory, experiment.runtime, deadline)
+    best = directory / "best.safetensors"
+    if result.extra.get("best"):
+        tensors, metadata = load_weights(best)
+        result.model.load_state_dict(tensors)
+    save_weights(directory / "model.safetensors", result.model, metadata)
+    for left_over in (best, *directory.glob("features-*.f16")):
+        if result.finished:
+            left_over.unlink(missing_ok=True)
+    return load_predictor(directory / "model.safetensors", diffusion), result

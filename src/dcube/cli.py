@@ -1,0 +1,200 @@
+"""The command line: each verb is a thin call of one function, imported when it runs."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from dcube.console import guarded, print_result
+
+app = typer.Typer(
+    name="dcube",
+    help="Medical image classification with the inner features of a diffusion model. Not for clinical use.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[str, typer.Argument(help="Folder of class folders, a manifest.csv (or its folder), or 'phantom:'.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by 'dcube fit'.")]
+Recipe = Annotated[str, typer.Option(help="Name of a recipe (see 'dcube recipes') or a YAML file.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of split, training and bootstrap.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where to compute.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+@app.command()
+@guarded
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew.")] = False,
+    debug: Debug = False,
+) -> None:
+    """The whole pipeline on embedded synthetic phantoms, a few minutes on 2 CPU cores."""
+    from dcube import api
+
+    api.fit("phantom:", out, recipe="demo", overrides=set_ or (), seed=seed, device=device, restart=restart)
+    print_result(out)
+
+
+@app.command()
+@guarded
+def prepare(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder for the prepared images.")],
+    recipe: Recipe = "small",
+    set_: Set = None,
+    seed: Seed = None,
+    debug: Debug = False,
+) -> None:
+    """Read, check, split and store a set of images; the result is accepted wherever DATA is."""
+    from dcube import api
+
+    api.prepare(data, out, recipe=recipe, overrides=set_ or (), seed=seed)
+
+
+@app.command()
+@guarded
+def fit(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Run folder.")],
+    recipe: Recipe = "small",
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    no_test: Annotated[bool, typer.Option("--no-test", help="End with validation figures.")] = False,
+    folds: Annotated[int | None, typer.Option(min=2, help="Group cross-validation with this many folds.")] = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop at a step boundary after this time.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; write nothing.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, removing what the run holds.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Allow one more evaluation on the test split.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Train and evaluate a classifier: diffuse, select, classify, evaluate, report. Repeat the command to resume."""
+    from dcube import api
+
+    api.fit(
+        data,
+        out,
+        recipe=recipe,
+        overrides=set_ or (),
+        seed=seed,
+        device=device,
+        no_test=no_test,
+        folds=folds,
+        max_minutes=max_minutes,
+        dry_run=dry_run,
+        restart=restart,
+        again=again,
+    )
+    if not dry_run:
+        print_result(out, "val" if no_test else "test")
+
+
+@app.command()
+@guarded
+def diffuse(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
+    """Step 1 of a run: train the class-conditional diffusion model."""
+    from dcube import runs, stages
+
+    with runs.opened(run, "diffuse", set_, device) as opened:
+        stages.diffuse(opened)
+
+
+@app.command()
+@guarded
+def select(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
+    """Test every block of the diffusion model for Gaussianity and choose the blocks to classify with."""
+    from dcube import runs, stages
+
+    with runs.opened(run, "select", set_, device) as opened:
+        stages.select(opened)
+
+
+@app.command()
+@guarded
+def classify(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
+    """Step 2 of a run: train the classifier on the chosen blocks."""
+    from dcube import runs, stages
+
+    with runs.opened(run, "classify", set_, device) as opened:
+        stages.classify(opened)
+
+
+@app.command()
+@guarded
+def evaluate(
+    run: RunFolder,
+    split: Annotated[Literal["val", "test"], typer.Option(help="Which split to evaluate.")] = "val",
+    data: Annotated[str | None, typer.Option(help="Another set of images, with the same classes.")] = None,
+    again: Annotated[bool, typer.Option("--again", help="Allow one more evaluation on the test split.")] = False,
+    set_: Set = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Metrics with bootstrap intervals, and the predictions they come from."""
+    from dcube import runs, stages
+
+    with runs.opened(run, "evaluate", set_, device) as opened:
+        stages.evaluate(opened, split, again=again, data=data)
+        if data is None:
+            print_result(opened.path, split)
+
+
+@app.command()
+@guarded
+def report(run: RunFolder, debug: Debug = False) -> None:
+    """Write report.html: losses, the selection, confusion matrix, metrics, samples."""
+    from dcube import runs, stages
+
+    with runs.opened(run, "report") as opened:
+        stages.report(opened)
+    typer.echo(f"Report: {opened.report}")
+
+
+@app.command()
+@guarded
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, folders, CSV manifests.")],
+    out: Annotated[Path | None, typer.Option(help="A .csv or .json file; without it, CSV is printed.")] = None,
+    by_group: Annotated[bool, typer.Option("--by-group", help="Average per parent folder or manifest group.")] = False,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Probabilities for new images. Needs neither the training data nor a network."""
+    from dcube import prediction
+
+    prediction.check_output(out)
+    group_of = prediction.list_images(images, by_group)
+    from dcube import api
+
+    rows = api.load(run, device=device).predict_files(list(group_of))
+    prediction.write_rows(prediction.average_groups(rows, group_of) if by_group else rows, out)
+
+
+@app.command()
+@guarded
+def recipes(debug: Debug = False) -> None:
+    """List the recipes with what each is for."""
+    from importlib import resources
+
+    from dcube.config import recipe_names
+
+    for name in recipe_names():
+        first = resources.files("dcube.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
+        typer.echo(f"{name:14} {first.removeprefix('# ')}")
+
+
+def main() -> None:
+    """Entry point of the `dcube` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

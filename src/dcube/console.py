@@ -1,0 +1,86 @@
+"""What the command line says: results in a small table, errors in one sentence."""
+
+import errno
+import sys
+import traceback
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from dcube.errors import DCubeError
+from dcube.files import read_json
+
+P = ParamSpec("P")
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+def guarded(verb: Callable[P, None]) -> Callable[P, None]:
+    """Turn what a verb raises into one sentence on stderr and an exit status; with `debug`, a traceback before it."""
+
+    @wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            verb(*args, **kwargs)
+        except (Exception, KeyboardInterrupt) as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            sentence, status = explain(error)
+            print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
+            raise SystemExit(status) from None
+
+    return run
+
+
+def explain(error: BaseException) -> tuple[str, int]:
+    """The sentence and the exit status for an exception."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Interrupted; repeat the same command to continue where it stopped.", INTERRUPTED
+    if _disk_is_full(error):
+        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        return f"No space left on the device{where}; free some space and repeat the same command to continue.", 2
+    if isinstance(error, DCubeError):
+        return str(error), error.exit_code
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"Something unexpected went wrong ({what}); run again with --debug for the traceback.", 1
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """ENOSPC anywhere in the chain of causes; libraries that write files themselves only keep its text."""
+    while error is not None:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+        if full or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def print_result(run: Path, split: str = "test") -> None:
+    """Macro-F1 and accuracy with their intervals beside the floors, and where the report is.
+
+    Shows the validation figures where `split` says so or the run has no test figures yet.
+    """
+    files = [run / "evaluation" / name for name in ("metrics.json", "metrics-val.json")]
+    metrics = next((read_json(path) for path in files[split == "val" :] if path.is_file()), None)
+    if metrics is not None:
+        print(result_table(metrics))
+    if (run / "report.html").is_file():
+        print(f"Report: {run / 'report.html'}")
+
+
+def result_table(metrics: dict[str, Any]) -> str:
+    """metrics.json as lines: D-Cube first, then each floor."""
+    level = round(100 * metrics.get("bootstrap", {}).get("level", 0.95))
+    lines = [
+        f"{metrics['split']} split: {metrics['n']} images, {metrics['groups']} groups; {level} % intervals over groups",
+        f"{'':12} {'macro-F1':24} {'accuracy':24}",
+    ]
+    for name, row in {"D-Cube": metrics, **metrics.get("floors", {})}.items():
+        figures = (_interval(row[key]) for key in ("macro_f1", "accuracy"))
+        lines.append(f"{name:12} " + " ".join(f"{figure:24}" for figure in figures).rstrip())
+    return "\n".join(lines)
+
+
+def _interval(figure: dict[str, float | None]) -> str:
+    value, low, high = ("n/a" if x is None else f"{x:.3f}" for x in (figure["value"], figure["low"], figure["high"]))
+    return f"{value} ({low} .. {high})"

@@ -1,0 +1,1 @@
+"""From image files to tables, splits, stored pixels and pairs."""

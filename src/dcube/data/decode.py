@@ -1,0 +1,238 @@
+"""From a file to raw pixels, and from raw pixels to one square size, channel count and range."""
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dcube.errors import InputError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 100_000_000  # 100 Mpx; more is refused by the header alone, before memory is asked for
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
+_LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's conversion to grey
+_SAMPLE_VALUES = 4096  # values per image that enter the percentiles
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Raw pixels of a PNG, JPEG, TIFF or BMP file: [H, W] or [H, W, 3], uint8, uint16 or float32.
+
+    Transparency is composited on black, palettes are expanded, the camera's rotation tag is applied. Pillow
+    keeps 8 of the 16 bits of colour PNGs; grey PNGs and all TIFFs keep theirs. Raises InputError for whatever
+    cannot be used: no image, truncated, over 100 Mpx, several pages, NaN or infinite values.
+    """
+    path = Path(path)
+    try:
+        pixels = _decode(path)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: there is no such file.") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: this is not a PNG, JPEG, TIFF or BMP image.") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on damaged files
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(f"{path}: the image is damaged ({reason}).") from error
+    return _checked(pixels, path)
+
+
+def _decode(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the size warning of Pillow; our own limit follows
+        try:
+            file = Image.open(path, formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{path}: {_too_large(None)}") from error
+        except UnidentifiedImageError:
+            if path.suffix.lower() not in (".tif", ".tiff"):
+                raise
+            return _decode_tiff(path)  # 16-bit colour and other kinds that Pillow does not know
+        with file:
+            _check_size(file.size, path)
+            if file.format == "TIFF" and getattr(file, "n_frames", 1) > 1:
+                raise InputError(f"{path}: the file holds several pages; save each as an image of its own.")
+            if file.format == "TIFF" and file.mode.startswith("RGB") and max(_tiff_bits(file)) > 8:
+                return _decode_tiff(path)  # Pillow would drop half of the bits
+            file.load()
+            if file.mode in _DEEP_MODES:
+                return np.asarray(file)
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
+            return np.asarray(image.convert("L" if file.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _tiff_bits(file: Image.Image) -> tuple[int, ...]:
+    return tuple(file.tag_v2.get(258, (8,)))  # type: ignore[attr-defined]  # BitsPerSample
+
+
+def _decode_tiff(path: Path) -> np.ndarray:
+    import tifffile
+
+    try:
+        file = tifffile.TiffFile(path)
+    except tifffile.TiffFileError as error:
+        raise UnidentifiedImageError(str(error)) from error
+    with file:
+        page = file.pages[0]
+        _check_size((page.imagewidth, page.imagelength), path)  # type: ignore[union-attr]
+        if len(file.pages) > 1:
+            raise InputError(f"{path}: the file holds several pages; save each as an image of its own.")
+        try:
+            pixels = np.asarray(page.asarray())
+        except ValueError as error:  # a compression that needs more than tifffile
+            raise InputError(f"{path}: this kind of TIFF cannot be read ({error}); save it uncompressed.") from error
+        if page.planarconfig == 2 and pixels.ndim == 3:  # type: ignore[union-attr]
+            pixels = np.moveaxis(pixels, 0, -1)
+    return pixels
+
+
+def _check_size(size: tuple[int, int], path: Path) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise InputError(f"{path}: {_too_large(size)}")
+
+
+def _too_large(size: tuple[int, int] | None) -> str:
+    given = f" ({size[0]} x {size[1]})" if size else ""
+    return f"the image has more than {MAX_PIXELS // 1_000_000} million pixels{given}; make it smaller first."
+
+
+def _checked(pixels: np.ndarray, path: Path) -> np.ndarray:
+    """Bring rare layouts to the documented ones, or say what is wrong."""
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[:, :, 0]
+    if pixels.ndim == 3 and pixels.shape[2] == 4 and pixels.dtype == np.uint16:
+        alpha = pixels[:, :, 3:].astype(np.float32) / 65535
+        pixels = (pixels[:, :, :3] * alpha).astype(np.uint16)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3):
+        raise InputError(f"{path}: expected a grey or colour image, found an array of shape {pixels.shape}.")
+    if pixels.dtype.kind not in "uifb":
+        raise InputError(f"{path}: pixels of the kind {pixels.dtype} cannot be used.")
+    if pixels.size == 0:
+        raise InputError(f"{path}: the image has no pixels.")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError(f"{path}: the image holds NaN or infinite values.")
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:
+        return pixels.astype(np.uint16, copy=False)  # native byte order
+    return pixels.astype(np.float32)
+
+
+def is_colour(pixels: np.ndarray) -> bool:
+    """Whether raw pixels hold colour: three channels that are not all equal."""
+    if pixels.ndim == 2:
+        return False
+    first = pixels[:, :, 0]
+    return not (np.array_equal(first, pixels[:, :, 1]) and np.array_equal(first, pixels[:, :, 2]))
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """How raw pixels of one set become integers of one shape and range; travels with the weights."""
+
+    size: int  # stored height and width
+    channels: int  # 1 or 3
+    aspect: str  # "pad" with black, "squash", or "crop" the centre
+    bits: int  # 8: stored as uint8; 16: as uint16
+    low: float  # of 16-bit and float images: the values that become 0 and 1
+    high: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**values)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or uint16."""
+        return np.dtype(np.uint8 if self.bits == 8 else np.uint16)
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """[H, W] or [H, W, 3] raw -> [C, S, S] integers. 8-bit values are divided by 255, others by the range."""
+        planes = _planes(raw, self.channels)
+        if raw.dtype != np.uint8:
+            planes = [np.clip((plane.astype(np.float32) - self.low) / (self.high - self.low), 0, 1) for plane in planes]
+        elif self.bits == 16:
+            planes = [plane.astype(np.float32) / 255 for plane in planes]
+        squares = np.stack([_square(plane, self.size, self.aspect) for plane in planes])
+        if squares.dtype == self.dtype:
+            return squares
+        top = np.iinfo(self.dtype).max
+        scale = 1.0 if squares.dtype == np.uint8 else float(top)
+        return np.clip(np.rint(squares * scale), 0, top).astype(self.dtype)
+
+    def floats(self, stored: np.ndarray) -> np.ndarray:
+        """Stored integers -> float32 in [0, 1]."""
+        return stored.astype(np.float32) / np.float32(np.iinfo(self.dtype).max)
+
+
+def _planes(raw: np.ndarray, channels: int) -> list[np.ndarray]:
+    if raw.ndim == 2:
+        return [raw] * channels
+    if channels == 3:
+        return [np.ascontiguousarray(raw[:, :, c]) for c in range(3)]
+    if not is_colour(raw):
+        return [np.ascontiguousarray(raw[:, :, 0])]
+    grey = raw.astype(np.float32) @ _LUMINANCE
+    return [np.rint(grey).astype(raw.dtype) if raw.dtype.kind == "u" else grey]
+
+
+def _square(plane: np.ndarray, size: int, aspect: str) -> np.ndarray:
+    """[H, W] uint8 or float32 -> [size, size] of the same kind, resized with a filter as wide as the step."""
+    height, width = plane.shape
+    if aspect == "crop" and height != width:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        plane, height, width = plane[top : top + side, left : left + side], side, side
+    target = (size, size)
+    if aspect == "pad":
+        scale = size / max(height, width)
+        target = (max(1, round(height * scale)), max(1, round(width * scale)))
+    if target != (height, width):
+        image = Image.fromarray(np.ascontiguousarray(plane)).resize(target[::-1], Image.Resampling.BILINEAR)
+        plane = np.asarray(image)
+    if target == (size, size):
+        return plane
+    square = np.zeros((size, size), plane.dtype)
+    top, left = (size - target[0]) // 2, (size - target[1]) // 2
+    square[top : top + target[0], left : left + target[1]] = plane
+    return square
+
+
+Look = tuple[bool, np.ndarray | None]
+
+
+def look(raw: np.ndarray) -> Look:
+    """What one raw image tells about its set: is there colour, and a few thousand values unless it is 8-bit."""
+    values = raw.ravel()
+    deep = None if raw.dtype == np.uint8 else values[:: max(1, values.size // _SAMPLE_VALUES)].astype(np.float32)
+    return is_colour(raw), deep
+
+
+def survey(looks: Iterable[Look], size: int, channels: int | str, aspect: str) -> Normalisation:
+    """Choose channels, bits and range for a set from looks at some of its images.
+
+    Channels "auto": 1 if all are grey, else 3. The range of 16-bit and float images goes from the 0.5 to the
+    99.5 percentile of their values.
+    """
+    seen = list(looks)
+    deep = [values for _, values in seen if values is not None]
+    low, high = 0.0, 255.0
+    if deep:
+        low, high = (float(value) for value in np.percentile(np.concatenate(deep), [0.5, 99.5]))
+        high = high if high > low else low + 1.0
+    count = (3 if any(colour for colour, _ in seen) else 1) if channels == "auto" else int(channels)
+    return Normalisation(size, count, aspect, 16 if deep else 8, low, high)

@@ -1,0 +1,232 @@
+"""From what a person names (a folder, a manifest, `phantom:`) to a table of images.
+
+A new source is one function under `@source`: it returns an ImageSet, or None for a name that is not its own.
+"""
+
+import csv
+import io
+import os
+import posixpath
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dcube.data.decode import SUFFIXES, read_image
+from dcube.data.records import ImageSet, Record
+from dcube.data.split import check_splits
+from dcube.errors import InputError
+
+Source = Callable[[str, int], ImageSet | None]
+SOURCES: list[Source] = []  # asked in this order
+
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+def source(function: Source) -> Source:
+    """Register a source."""
+    SOURCES.append(function)
+    return function
+
+
+def open_images(data: str, seed: int = 0) -> ImageSet:
+    """The table behind `data`: a class folder, a manifest, a prepared store or `phantom:`; no pixel is decoded.
+
+    `seed` is for sets that the program makes and whose name states none. Raises InputError for whatever is wrong
+    with the table: nothing there, fewer than two classes, missing files, a group in two splits, a label that
+    train never sees.
+    """
+    for make in SOURCES:
+        images = make(str(data), seed)
+        if images is not None:
+            return _check_table(images)
+    raise InputError(
+        f"There is no folder or file '{data}'; give a folder with one sub-folder per class, or a manifest."
+    )
+
+
+def _check_table(images: ImageSet) -> ImageSet:
+    if len(images.classes) < 2:
+        raise InputError(
+            f"{images.name} holds images of one class only ('{images.classes[0]}'); a classifier needs at least two."
+        )
+    given = [record.split for record in images.records]
+    missing = sum(split is None for split in given)
+    if missing == len(given):
+        return images
+    if missing:
+        raise InputError(
+            f"{images.name} gives a split to some images, but none to {missing} of {len(given)};"
+            " fill in every split, or leave all of them out and one is made."
+        )
+    labels, groups = [r.label for r in images.records], [r.group for r in images.records]
+    check_splits(labels, groups, np.array(given))
+    return images
+
+
+@source
+def phantom(data: str, seed: int) -> ImageSet | None:
+    """`phantom:`, the embedded synthetic CT set."""
+    if not data.startswith("phantom:"):
+        return None
+    from dcube.data.phantom import open_phantom
+
+    return open_phantom(data, seed)
+
+
+@source
+def prepared_store(data: str, seed: int) -> ImageSet | None:
+    """A folder that `dcube prepare` wrote."""
+    from dcube.data.store import STORE_FILE, Store
+
+    if not (Path(data) / STORE_FILE).is_file():
+        return None
+    return Store.open(Path(data)).as_images()
+
+
+@source
+def manifest(data: str, seed: int) -> ImageSet | None:
+    """A CSV file, or a folder with `manifest.csv`: path,label[,split][,group_id][,patient_id]."""
+    path = Path(data)
+    if path.is_dir() and (path / "manifest.csv").is_file():
+        path = path / "manifest.csv"
+    if not path.is_file():
+        return None
+    if path.suffix.lower() != ".csv":
+        raise InputError(f"{path} is neither a folder nor a manifest (.csv); give the folder that holds the images.")
+    rows = _read_rows(path)
+    records: dict[str, Record] = {}
+    for number, row in rows:
+        record = _record(row, f"{path}, line {number}")
+        known = records.setdefault(record.path, record)
+        if known != record:
+            fields = [f for f in ("label", "group", "split") if getattr(known, f) != getattr(record, f)]
+            raise InputError(f"{path}, line {number}: {record.path} stood before with another {' and '.join(fields)}.")
+    root = path.parent
+    missing = [name for name in records if not (root / name).is_file()]
+    if missing:
+        raise InputError(
+            f"{path} names {len(missing)} missing {'file' if len(missing) == 1 else 'files'}:"
+            f" {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; paths are taken from {root}."
+        )
+    return _from_files(str(path), root, list(records.values()))
+
+
+def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval="")
+        columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; save the manifest as UTF-8 CSV.") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is not a readable CSV file ({error}).") from error
+    for needed in ("path", "label"):
+        if needed not in columns:
+            found = ", ".join(filter(None, columns)) or "nothing"
+            raise InputError(
+                f"{path} has no column '{needed}' (found: {found}); a manifest needs the columns path and label,"
+                " separated by commas."
+            )
+    if not rows:
+        raise InputError(f"{path} lists no images.")
+    return rows
+
+
+def _record(row: dict[str, str], where: str) -> Record:
+    if not row["path"] or not row["label"]:
+        raise InputError(f"{where}: the {'label' if row['path'] else 'path'} is empty.")
+    path = posixpath.normpath(row["path"].replace("\\", "/"))
+    split = row.get("split", "")
+    if split and split.lower() not in SPLIT_NAMES:
+        raise InputError(f"{where}: '{split}' is not a split; use train, val or test.")
+    group = row.get("group_id") or row.get("patient_id") or path
+    return Record(path, row["label"], group, SPLIT_NAMES[split.lower()] if split else None)
+
+
+@source
+def class_folders(data: str, seed: int) -> ImageSet | None:
+    """A folder with one sub-folder per class, or <split>/<class>/; every image is a group of its own."""
+    root = Path(data)
+    if not root.is_dir():
+        return None
+    folders, loose, ignored = _list(root)
+    inner = [folder for folder in folders if _list(folder)[0]]
+    records: list[Record] = []
+    if inner and inner == folders and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
+        for folder in folders:
+            classes, images, skipped = _list(folder)
+            found, more = _class_records(root, classes, SPLIT_NAMES[folder.name.lower()])
+            records += found
+            ignored += more + skipped + len(images)
+    else:
+        records, more = _class_records(root, folders, None)
+        ignored += more
+    if not records and loose:
+        raise InputError(f"{root} holds images but no class folders; sort them into one sub-folder per class.")
+    if not records:
+        raise InputError(f"{root} holds no images ({', '.join(s[1:] for s in SUFFIXES)}) in class folders.")
+    return _from_files(str(root), root, records, ignored + len(loose))
+
+
+def _class_records(root: Path, folders: list[Path], split: str | None) -> tuple[list[Record], int]:
+    records, empty, ignored = [], [], 0
+    for folder in folders:
+        below, images, skipped = _list(folder)
+        nested = next((child for child in below if _list(child)[1]), None)
+        if nested is not None:
+            # such folders mean patients in one set, masks in another: guessing would mix or leak
+            raise InputError(
+                f"{nested} is a folder of images inside the class folder {folder.name}; move the images up,"
+                " or say in a manifest.csv what belongs to whom (path,label,patient_id)."
+            )
+        ignored += skipped
+        if not images:
+            empty.append(folder)
+        for image in images:
+            path = image.relative_to(root).as_posix()
+            records.append(Record(path, folder.name, path, split))
+    if records and empty and split is None:
+        raise InputError(f"{empty[0]} stands where a class is expected, but holds no image; fill or remove it.")
+    return records, ignored
+
+
+def _list(folder: Path) -> tuple[list[Path], list[Path], int]:
+    """Sorted sub-folders, sorted image files, and the number of other files; hidden ones count as others."""
+    folders, images, others = [], [], 0
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise InputError(f"The folder {folder} cannot be read: permission denied.") from error
+    for entry in entries:
+        hidden = entry.name.startswith((".", "__MACOSX"))
+        if entry.is_dir():
+            folders += [] if hidden else [Path(entry.path)]
+        elif not hidden and entry.name.lower().endswith(SUFFIXES):
+            images.append(Path(entry.path))
+        else:
+            others += 1
+    return folders, images, others
+
+
+def _from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:
+    def read(record: Record) -> np.ndarray:
+        return read_image(root / record.path)
+
+    return ImageSet(name, root, tuple(records), read, ignored)
+
+
+def describe(images: ImageSet) -> str:
+    """One line for a person: images, groups, classes, and what was ignored."""
+    count = Counter(record.label for record in images.records)
+    classes = ", ".join(f"{name} {count[name]}" for name in images.classes)
+    groups = len({record.group for record in images.records})
+    ignored = f"; {images.ignored} other files ignored" if images.ignored else ""
+    return f"{len(images.records)} images in {groups} groups: {classes}{ignored}"

@@ -1,0 +1,145 @@
+"""Who is in train, val and test, and in which fold: whole groups, every class everywhere."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dcube.data.records import SPLITS
+from dcube.errors import InputError
+
+_ATTEMPTS = 20  # random orders that are tried; the most even one is taken
+_EVEN = 0.01  # deviation of a class's share in a part at which the search ends early
+
+
+def assign_splits(
+    labels: Sequence[str],
+    groups: Sequence[str],
+    given: Sequence[str | None],
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> np.ndarray:
+    """One of "train", "val", "test" per image, [N] str.
+
+    A given split is kept. With none, all three are made by group, stratified by class; each class then needs as
+    many groups as there are parts. Where train is given but val or test is not, the part that lacks is cut from
+    train in the same way, and a class with a single group stays in train. A fraction is a share of the images
+    that are divided. Raises InputError where a class has too few groups or a given split is faulty.
+    """
+    label_array, fractions = np.asarray(labels), {"val": val_fraction, "test": test_fraction}
+    splits = np.array([split or "" for split in given], dtype="<U5")
+    if (splits == "").any() and (splits != "").any():
+        raise InputError("Some images have a split and some have none; give one to every image, or to none.")
+    made = bool((splits == "").all())
+    splits[splits == ""] = "train"
+    if not made:
+        check_splits(labels, groups, splits)
+    absent = [name for name, share in fractions.items() if share > 0 and not (splits == name).any()]
+    if absent:
+        shares = [1 - sum(fractions[name] for name in absent), *(fractions[name] for name in absent)]
+        pool = np.flatnonzero(splits == "train")
+        parts = _deal(label_array[pool], np.asarray(groups)[pool], np.array(shares), seed, need_all=made)
+        splits[pool] = np.array(["train", *absent], dtype="<U5")[parts]
+    return splits
+
+
+def check_splits(labels: Sequence[str], groups: Sequence[str], splits: np.ndarray) -> None:
+    """Raise InputError for a group in two splits, an empty train, or a label that train never sees."""
+    names, label_array = np.asarray(splits), np.asarray(labels)
+    unknown = sorted(set(names.tolist()) - set(SPLITS))
+    if unknown:
+        raise InputError(f"'{unknown[0]}' is not a split; use train, val or test.")
+    home: dict[str, str] = {}
+    for group, name in zip(groups, names.tolist(), strict=True):
+        first = home.setdefault(group, name)
+        if first != name:
+            raise InputError(
+                f"The group '{group}' is in two splits, {first} and {name}: the result would be too good;"
+                " put all images of a group into one split."
+            )
+    seen = set(label_array[names == "train"].tolist())
+    if not seen:
+        raise InputError("No image is in the split train; a model cannot be trained.")
+    for name in ("val", "test"):
+        strange = sorted(set(label_array[names == name].tolist()) - seen)
+        if strange:
+            raise InputError(
+                f"The split {name} holds the label '{strange[0]}', which train never sees;"
+                " correct the label, or put a group of that class into train."
+            )
+    if len(seen) < 2:
+        raise InputError(f"The split train holds images of one class only ('{seen.pop()}'); at least two are needed.")
+
+
+def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
+    """The fold of each image, [N] int64 in 0 .. folds-1: groups whole, every class in every fold.
+
+    Raises InputError where a class has fewer groups than there are folds.
+    """
+    if folds < 2:
+        raise InputError(f"--folds {folds} makes no sense; use at least 2.")
+    shares = np.full(folds, 1 / folds)
+    return _deal(np.asarray(labels), np.asarray(groups), shares, seed, need_all=True)
+
+
+def _deal(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, *, need_all: bool) -> np.ndarray:
+    """Deal whole groups into parts of the given shares, each class in proportion. [N] int64.
+
+    Written here because scikit-learn's StratifiedGroupKFold deals equal shares only, and may leave a class out
+    of a part that could have had it.
+    """
+    classes, label_index = np.unique(labels, return_inverse=True)
+    names, group_index = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))  # images per group and class
+    np.add.at(counts, (group_index, label_index), 1)
+    per_class = (counts > 0).sum(0)
+    if need_all and per_class.min() < len(shares):
+        few = int(per_class.argmin())
+        raise InputError(
+            f"The class '{classes[few]}' has {per_class[few]} group(s) of images, but {len(shares)} are needed to have"
+            " some in every part; add data, use fewer parts, or give a split of your own."
+        )
+    rng = np.random.default_rng([seed, 0x5B117])
+    best: tuple[float, float] | None = None
+    for _ in range(_ATTEMPTS):
+        parts = _deal_once(counts, shares, rng)
+        held = np.stack([counts[parts == part].sum(0) for part in range(len(shares))])  # [parts, classes]
+        untrained, lacking = int((held[0] == 0).sum()), int((held == 0).sum())
+        uneven = float(np.abs(held / counts.sum(0) - shares[:, None]).max())
+        score = (1000.0 * untrained + lacking, uneven)
+        if best is None or score < best:
+            best, chosen = score, parts
+        if best < (0, _EVEN):
+            break
+    assert best is not None
+    if need_all and best[0] > 0:
+        raise InputError(
+            "No split puts every class into every part while groups stay whole (groups hold several classes);"
+            " give a split of your own."
+        )
+    return chosen[group_index]
+
+
+def _deal_once(counts: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One random attempt: a group of every class for every part first, then each group to where it lacks most."""
+    total = counts.sum(0)
+    parts = np.full(len(counts), -1)
+    held = np.zeros((len(shares), len(total)))
+
+    def put(group: int, part: int) -> None:
+        parts[group] = part
+        held[part] += counts[group]
+
+    order = rng.permutation(len(counts))
+    size = counts.sum(1)
+    for label in np.argsort((counts > 0).sum(0), kind="stable"):  # the rarest class has the least choice
+        for part in range(len(shares)):
+            free = order[(parts[order] < 0) & (counts[order, label] > 0)]
+            if held[part, label] == 0 and len(free):
+                put(free[0], part)
+    for group in sorted((g for g in order if parts[g] < 0), key=lambda g: -size[g]):
+        weight = counts[group] / total
+        lack = (shares[:, None] * total - held) / (shares[:, None] * total)  # relative, 1: nothing yet
+        put(group, int((lack @ weight).argmax()))
+    return parts

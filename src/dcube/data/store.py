@@ -1,0 +1,293 @@
+"""Decoded pixels and their table in one folder, complete or absent, memory-mapped when used."""
+
+import csv
+import errno
+import io
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from dcube.config import DataConfig
+from dcube.data.decode import Look, Normalisation, is_colour, look, survey
+from dcube.data.records import ImageSet, Record
+from dcube.errors import InputError
+from dcube.files import digest, file_digest, read_json, write_json, write_text
+
+STORE_FILE = "store.json"
+_TABLE_FILE, _PIXEL_FILE = "table.csv", "pixels.bin"
+_FORMAT = 1  # raised when stored pixels change their meaning: older stores are then built again
+_SURVEY = 256  # images that range and channels are chosen from
+_STALE = 3600.0  # seconds after which an unfinished build counts as abandoned
+Progress = Callable[[int, int], None]
+
+
+class Store:
+    """A built store. `pixels`: memory map [N, C, S, S] uint8 or uint16; `labels`: [N] int64 into `classes`."""
+
+    def __init__(self, directory: Path) -> None:
+        """Read the table and map the pixels. Use `Store.open`, which explains what is wrong with a folder."""
+        meta = read_json(directory / STORE_FILE)
+        self.directory = directory
+        self.key: str = meta["key"]
+        self.name: str = meta["name"]
+        self.classes: list[str] = meta["classes"]
+        self.broken: list[dict[str, str]] = meta["broken"]
+        self.normalisation = Normalisation.from_dict(meta["normalisation"])
+        with open(directory / _TABLE_FILE, encoding="utf-8", newline="") as handle:
+            rows = list(csv.DictReader(handle))
+        self.paths = [row["path"] for row in rows]
+        self.groups = [row["group"] for row in rows]
+        self.given_splits: list[str | None] = [row["split"] or None for row in rows]
+        index = {name: number for number, name in enumerate(self.classes)}
+        self.labels = np.array([index[row["label"]] for row in rows], dtype=np.int64)
+        n = self.normalisation
+        shape = (len(rows), n.channels, n.size, n.size)
+        self.pixels = np.memmap(directory / _PIXEL_FILE, dtype=n.dtype, mode="r", shape=shape)
+
+    @classmethod
+    def open(cls, directory: Path | str) -> Self:
+        """Open a store; InputError where the folder holds none, or one of another version."""
+        directory = Path(directory)
+        if not (directory / STORE_FILE).is_file():
+            raise InputError(f"There is no store in {directory}; make one with: dcube prepare DATA --out {directory}")
+        try:
+            if read_json(directory / STORE_FILE)["format"] != _FORMAT:
+                raise InputError(f"The store in {directory} was made by another version; prepare it again.")
+            return cls(directory)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"The store in {directory} is damaged ({error}); remove it and prepare it again."
+            ) from error
+
+    def floats(self, indices: np.ndarray | Sequence[int]) -> np.ndarray:
+        """Images as float32 [n, C, S, S] in [0, 1]; only these are read from the disk."""
+        return self.normalisation.floats(self.pixels[np.asarray(indices, dtype=np.int64)])
+
+    def as_images(self) -> ImageSet:
+        """The store as an image set: the same table, and `read` gives the stored pixels."""
+        table = zip(self.paths, self.labels, self.groups, self.given_splits, strict=True)
+        records = tuple(Record(path, self.classes[label], group, split) for path, label, group, split in table)
+        index = {path: number for number, path in enumerate(self.paths)}
+
+        def read(record: Record) -> np.ndarray:
+            planes = np.asarray(self.pixels[index[record.path]])
+            return planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, -1)
+
+        return ImageSet(self.name, None, records, read, prepared=self.directory)
+
+
+def default_cache() -> Path:
+    """$DCUBE_CACHE, else $XDG_CACHE_HOME/dcube, else ~/.cache/dcube."""
+    if own := os.environ.get("DCUBE_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dcube"
+
+
+def store_key(images: ImageSet, config: DataConfig) -> str:
+    """16 hex digits that change with the table, the bytes of any file, or a setting that changes pixels."""
+    if images.prepared is not None:
+        content: list[str] = [Store.open(images.prepared).key]
+    elif images.root is None:
+        content = [images.name]
+    else:
+        root = images.root
+        with ThreadPoolExecutor(_threads()) as pool:
+            content = list(pool.map(lambda record: _content(root / record.path), images.records))
+    table = [[r.path, r.label, r.group, r.split] for r in images.records]
+    settings = {name: getattr(config, name) for name in ("size", "channels", "aspect", "max_broken")}
+    return digest([_FORMAT, settings, table, content])
+
+
+def _content(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def cached_store(
+    images: ImageSet, config: DataConfig, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Store:
+    """The store of these images and settings: reused where it was built before, else built under `cache_dir`.
+
+    Where the images are a prepared store already, that one is opened, and must agree with the settings.
+    """
+    if images.prepared is not None:
+        return _prepared(images.prepared, config)
+    key = store_key(images, config)
+    directory = (cache_dir or default_cache()) / "stores" / key
+    if (directory / STORE_FILE).is_file():
+        return Store.open(directory)
+    return _build(images, config, directory, key, progress)
+
+
+def _prepared(directory: Path, config: DataConfig) -> Store:
+    store = Store.open(directory)
+    has, wants = store.normalisation, config
+    if (has.size, has.aspect) != (wants.size, wants.aspect) or wants.channels not in ("auto", has.channels):
+        raise InputError(
+            f"The store {directory} holds {has.size} px, {has.aspect}, {has.channels} channel(s), but the settings ask"
+            f" for {wants.size} px, {wants.aspect}, {wants.channels}; prepare it again from the images, or use --set"
+            f" data.size={has.size} --set data.aspect={has.aspect} --set data.channels={has.channels}."
+        )
+    return store
+
+
+def build_store(images: ImageSet, config: DataConfig, directory: Path | str, progress: Progress | None = None) -> Store:
+    """Decode every image into a new store at `directory`. `progress(done, total)` is called per image.
+
+    Images are streamed: memory does not grow with their number. Broken ones are left out and listed in
+    `store.broken`; more than `config.max_broken` of them, or a class without any sound image, raise InputError.
+    The folder is there completely or not at all.
+    """
+    return _build(images, config, Path(directory), store_key(images, config), progress)
+
+
+def _build(images: ImageSet, config: DataConfig, directory: Path, key: str, progress: Progress | None) -> Store:
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"{directory} exists already; remove it or choose another place for the store.")
+    work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _remove_stale(directory)
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        _fill(images, config, work, key, progress)
+        return _publish(work, directory)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(
+                f"No space is left on the device for the store in {directory.parent} ({_gigabytes(images, config)});"
+                " free some, or name another place by DCUBE_CACHE."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise InputError(
+                f"The store cannot be written to {directory.parent} ({error.strerror});"
+                " name another place by DCUBE_CACHE."
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: Progress | None) -> None:
+    if shutil.disk_usage(work).free < len(images.records) * config.size**2:
+        raise OSError(errno.ENOSPC, "not enough for the pixels alone")
+    records = images.records
+    chosen = set(np.linspace(0, len(records) - 1, min(_SURVEY, len(records))).astype(int).tolist())
+    while True:
+        looks = _looks(images, sorted(chosen))
+        normalisation = survey(looks, config.size, config.channels, config.aspect)
+        surprise, kept, broken = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
+        if surprise is None:
+            break
+        chosen.add(surprise)  # a colour or 16-bit image that the survey had not met: at most twice
+    _check_broken(images, kept, broken, config.max_broken)
+    rows = [records[i] for i in kept]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["path", "label", "group", "split"])
+    table.writerows([r.path, r.label, r.group, r.split or ""] for r in rows)
+    write_text(work / _TABLE_FILE, text.getvalue())
+    meta = {
+        "format": _FORMAT,
+        "key": key,
+        "name": images.name,
+        "images": len(rows),
+        "classes": images.classes,
+        "normalisation": normalisation.to_dict(),
+        "broken": broken,
+    }
+    write_json(work / STORE_FILE, meta)
+
+
+def _looks(images: ImageSet, indices: list[int]) -> list[Look]:
+    def one(index: int) -> Look | None:
+        try:
+            return look(images.read(images.records[index]))
+        except InputError:  # reported when the pixels are written
+            return None
+
+    with ThreadPoolExecutor(_threads()) as pool:
+        return [seen for seen in pool.map(one, indices) if seen is not None]
+
+
+def _write_pixels(
+    images: ImageSet, normalisation: Normalisation, config: DataConfig, path: Path, progress: Progress | None
+) -> tuple[int | None, list[int], list[dict[str, str]]]:
+    """Stream all images into one file. Returns (index of an image that does not fit the survey, kept, broken)."""
+    may_widen = config.channels == "auto" and normalisation.channels == 1
+
+    def convert(record: Record) -> np.ndarray | str | None:
+        try:
+            raw = images.read(record)
+        except InputError as error:
+            return str(error).removeprefix(f"{images.root / record.path}: " if images.root else "")
+        if (raw.dtype != np.uint8 and normalisation.bits == 8) or (may_widen and is_colour(raw)):
+            return None
+        return normalisation.apply(raw)
+
+    kept: list[int] = []
+    broken: list[dict[str, str]] = []
+    chunk = 16 * _threads()  # decoded images that may wait for their turn to be written
+    with open(path, "wb") as handle, ThreadPoolExecutor(_threads()) as pool:
+        for start in range(0, len(images.records), chunk):
+            part = images.records[start : start + chunk]
+            for index, result in enumerate(pool.map(convert, part), start):
+                if result is None:
+                    return index, [], []
+                if isinstance(result, str):
+                    broken.append({"path": images.records[index].path, "reason": result})
+                else:
+                    handle.write(result.tobytes())
+                    kept.append(index)
+                if progress:
+                    progress(index + 1, len(images.records))
+        handle.flush()
+        os.fsync(handle.fileno())
+    return None, kept, broken
+
+
+def _check_broken(images: ImageSet, kept: list[int], broken: list[dict[str, str]], max_broken: float) -> None:
+    total = len(images.records)
+    if len(broken) > max_broken * total:
+        few = "; ".join(f"{row['path']}: {row['reason'].rstrip('.')}" for row in broken[:3])
+        raise InputError(
+            f"{len(broken)} of {total} images cannot be read, more than the {max_broken:.0%} that are tolerated"
+            f" (data.max_broken); repair or remove them. The first: {few}."
+        )
+    lost = sorted(set(images.classes) - {images.records[i].label for i in kept})
+    if lost:
+        raise InputError(f"No image of the class '{lost[0]}' can be read; repair its files or remove the class.")
+
+
+def _publish(work: Path, directory: Path) -> Store:
+    try:
+        os.replace(work, directory)
+    except OSError:
+        if not (directory / STORE_FILE).is_file():  # else another process was quicker with the same store
+            raise
+    return Store.open(directory)
+
+
+def _remove_stale(directory: Path) -> None:
+    for left in directory.parent.glob(f".{directory.name}.*.tmp"):
+        times = [file.stat().st_mtime for file in (left, *left.iterdir())]
+        if time.time() - max(times) > _STALE:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _gigabytes(images: ImageSet, config: DataConfig) -> str:
+    per_pixel = 1 if config.channels == "auto" else config.channels
+    return f"at least {len(images.records) * config.size**2 * per_pixel / 1e9:.1f} GB are needed"
+
+
+def _threads() -> int:
+    return min(4, os.cpu_count() or 1)

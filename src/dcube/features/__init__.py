@@ -1,0 +1,1 @@
+"""What the frozen diffusion model knows: taps, the Gaussianity test, the sub-feature CNN, the cache."""

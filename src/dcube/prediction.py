@@ -1,0 +1,96 @@
+"""What `dcube predict` reads and writes around the model: lists of images, groups, tables."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dcube.data.decode import SUFFIXES
+from dcube.errors import InputError
+from dcube.files import write_json, write_text
+
+Row = dict[str, Any]
+
+
+def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str]:
+    """Image path -> group, in order and each once, for files, folders (searched to any depth) and CSV manifests.
+
+    The group is the parent folder, or the manifest's group_id (else patient_id) column. Raises InputError for a
+    missing file, a folder without images, and with `by_group` a manifest without a group column.
+    """
+    found: dict[str, str] = {}
+    for entry in inputs:
+        if entry.is_dir():
+            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            if not inside:
+                raise InputError(f"The folder {entry} holds no images ({', '.join(SUFFIXES)}).")
+            pairs = [(str(path), str(path.parent)) for path in inside]
+        elif not entry.is_file():
+            raise InputError(f"There is no file or folder {entry}.")
+        elif entry.suffix.lower() == ".csv":
+            pairs = _read_manifest(entry, by_group)
+        else:
+            pairs = [(str(entry), str(entry.parent))]
+        for path, group in pairs:
+            found.setdefault(path, group)
+    return found
+
+
+def _read_manifest(manifest: Path, by_group: bool) -> list[tuple[str, str]]:
+    try:
+        reader = csv.DictReader(io.StringIO(manifest.read_text(encoding="utf-8-sig")), restval="")
+        columns = [name.strip().lower() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        rows = [{name: (row[name] or "").strip() for name in columns} for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The manifest {manifest} is not readable as UTF-8 CSV ({error}).") from error
+    if "path" not in columns or not rows:
+        raise InputError(f"The manifest {manifest} needs rows and a column 'path'.")
+    group = next((name for name in ("group_id", "patient_id") if name in columns), None)
+    if group is None and by_group:
+        raise InputError(f"The manifest {manifest} has no column group_id or patient_id, which --by-group needs.")
+    pairs = [(manifest.parent / row["path"], row[group] if group else row["path"]) for row in rows]
+    if missing := [str(path) for path, _ in pairs if not path.is_file()]:
+        raise InputError(f"The manifest {manifest} names {len(missing)} missing file(s), the first being {missing[0]}.")
+    return [(str(path), name) for path, name in pairs]
+
+
+def average_groups(rows: Sequence[Row], group_of: Mapping[str, str]) -> list[Row]:
+    """One row per group with the mean of its images' probabilities; rows as of `DCube.predict_files`."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(group_of[str(row["path"])], []).append(row)
+    averaged = []
+    for group, members in groups.items():
+        columns = [name for name in members[0] if name.startswith("p_")]
+        means = {name: sum(row[name] for row in members) / len(members) for name in columns}
+        best = max(means, key=lambda name: means[name])
+        warned = [row["warning"] for row in members if row.get("warning")]
+        averaged.append(
+            {"group": group, "images": len(members), "predicted": best.removeprefix("p_"), "confidence": means[best]}
+            | means
+            | {"warning": f"{len(warned)} of {len(members)} images: {warned[0]}" if warned else ""}
+        )
+    return averaged
+
+
+def check_output(out: Path | None) -> None:
+    """InputError for a name that is neither .csv nor .json, before any work is done."""
+    if out is not None and out.suffix.lower() not in (".csv", ".json"):
+        raise InputError(f"--out {out} must end in .csv or .json.")
+
+
+def write_rows(rows: Sequence[Row], out: Path | None) -> None:
+    """Rows to a CSV or JSON file, or as CSV to stdout."""
+    if out is not None and out.suffix.lower() == ".json":
+        write_json(out, list(rows))
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    if out is None:
+        print(text.getvalue(), end="")
+    else:
+        write_text(out, text.getvalue())

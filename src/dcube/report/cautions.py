@@ -1,0 +1,82 @@
+"""What a careful reader would ask about a result, in plain words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FEW_GROUPS = 10
+FLOOR_NAMES = {
+    "majority": "always the commonest class",
+    "statistics": "logistic regression on simple statistics",
+    "pixels": "logistic regression on 32x32 pixels",
+}
+Metrics = Mapping[str, Any]
+
+
+def run_warnings(
+    metrics: Metrics | None, selection: Mapping[str, Any] | None, data: Mapping[str, Any] | None
+) -> list[str]:
+    """Sentences about everything that limits what this run shows; empty where nothing is known to."""
+    found = []
+    if data and str(data.get("name", "")).startswith("phantom:"):
+        found.append("The images are synthetic (phantom:). The figures say nothing about patients.")
+    if metrics:
+        found += [*_split_warnings(metrics), *_floor_warnings(metrics), *_size_warnings(metrics)]
+    if selection and selection["rule"] == "k least Gaussian":
+        found.append(
+            f"No block had p below {selection['alpha']:g}, so the {len(selection['selected'])} least Gaussian ones"
+            " were taken."
+        )
+    if selection and selection["rule"] in ("forced", "most Gaussian"):
+        found.append(f"The blocks were not chosen by the test of eq. 6 (rule: {selection['rule']}).")
+    return found
+
+
+def _split_warnings(metrics: Metrics) -> list[str]:
+    times = metrics.get("test_evaluations", 1)
+    if metrics.get("split") == "val":
+        return ["These are validation figures: choices were made on these images, so they flatter the model."]
+    if times > 1:
+        return [f"The test split has been used {times} times; each use after the first makes its figures less honest."]
+    return []
+
+
+def _floor_warnings(metrics: Metrics) -> list[str]:
+    score, found = metrics["macro_f1"], []
+    if score["value"] is None or score["low"] is None:
+        return ["The macro-F1 of this split is undefined, so nothing can be said about it."]
+    for name, floor in (metrics.get("floors") or {}).items():
+        title, value = FLOOR_NAMES.get(name, name), floor["macro_f1"]["value"]
+        if value is None:
+            continue
+        if score["value"] <= value:
+            found.append(f"The model does not beat {title} (macro-F1 {score['value']:.3f} against {value:.3f}).")
+        elif score["low"] <= value:
+            found.append(
+                f"The interval of the macro-F1 ({score['low']:.3f} to {score['high']:.3f}) includes {title}"
+                f" ({value:.3f}): this split does not show that the model is better."
+            )
+    return found
+
+
+def _size_warnings(metrics: Metrics) -> list[str]:
+    found = []
+    for name, groups in (metrics.get("groups_per_class") or {}).items():
+        if groups == 0:
+            found.append(f"There is no image of class {name} in this split; macro figures leave it out.")
+        elif groups < FEW_GROUPS:
+            counted = "1 group" if groups == 1 else f"{groups} groups"
+            found.append(
+                f"Class {name} has only {counted} (patients) in this split: one more or less would move its figures"
+                " a lot, and intervals are too narrow with so few."
+            )
+    for name, scores in (metrics.get("per_class") or {}).items():
+        if scores["support"] and scores["recall"]["value"] == 0:
+            found.append(f"No image of class {name} was recognised.")
+    bootstrap = metrics.get("bootstrap") or {}
+    if undefined := bootstrap.get("undefined"):
+        worst = max(undefined, key=lambda name: undefined[name])
+        found.append(
+            f"In {undefined[worst]} of {bootstrap['resamples']} resamples the {worst.replace('_', ' ')} was undefined"
+            " (a class drew no image); its interval leaves them out."
+        )
+    return found

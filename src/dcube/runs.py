@@ -1,0 +1,287 @@
+"""The run folder: where its files are, which stages are done with which inputs, and what it was made from."""
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+import dcube
+from dcube.config import Experiment, changed_settings, load_experiment, parse_experiment
+from dcube.errors import InputError
+from dcube.files import read_json, write_json, write_text
+from dcube.lock import folder_lock
+
+# stage -> everything it leaves; the first of them (or the file named in PROOF) shows that it ended
+OUTPUTS: dict[str, tuple[str, ...]] = {
+    "diffuse": ("diffusion",),
+    "select": ("selection.json", "selection.svg"),
+    "classify": ("classifier",),
+    "evaluate": ("evaluation",),
+    "report": ("report.html",),
+}
+PROOF = {"diffuse": "diffusion/model.safetensors", "classify": "classifier/model.safetensors"}
+# stage -> sections of the settings that may still change when it is run by itself
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "diffuse": ("diffusion", "features", "classifier", "evaluation", "runtime"),
+    "select": ("features", "classifier", "evaluation", "runtime"),
+    "classify": ("features", "classifier", "evaluation", "runtime"),
+    "evaluate": ("evaluation", "runtime"),
+}
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "scikit-image", "accelerate", "pillow")
+
+
+class Run:
+    """A run folder. Making the object touches nothing: files are read and written by its methods."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    # ---- where things are
+    @property
+    def experiment(self) -> Path:
+        return self.path / "experiment.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def split(self) -> Path:
+        return self.path / "split.csv"
+
+    @property
+    def data(self) -> Path:
+        """JSON with the store's key and place, and the name of the data."""
+        return self.path / "data"
+
+    @property
+    def diffusion(self) -> Path:
+        return self.path / "diffusion"
+
+    @property
+    def selection(self) -> Path:
+        return self.path / "selection.json"
+
+    @property
+    def selection_figure(self) -> Path:
+        return self.path / "selection.svg"
+
+    @property
+    def classifier(self) -> Path:
+        return self.path / "classifier"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    # ---- opening
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """An existing run; InputError where the folder is none."""
+        run = cls(path)
+        if not run.experiment.is_file():
+            raise InputError(f"{path} is not a run folder (it has no experiment.yaml); `dcube fit` makes one.")
+        return run
+
+    @classmethod
+    def create_or_open(
+        cls,
+        path: str | Path,
+        settings: Experiment,
+        *,
+        store: Path,
+        store_key: str,
+        data_name: str,
+        device: str,
+        restart: bool = False,
+    ) -> Self:
+        """A new run, or the one that stands there if it has the same settings and data; `restart` empties it first.
+
+        store: folder of the prepared images, store_key: its content key, data_name: what a person calls the data.
+        Raises InputError naming the changed settings, or both data sets.
+        """
+        run = cls(path)
+        with run.locked():
+            if restart:
+                run.restart()
+            run.refuse_changes(settings)
+            if run.data.is_file() and (old := read_json(run.data))["key"] != store_key:
+                raise InputError(
+                    f"{path} belongs to the data '{old['name']}' (key {old['key']}), not to '{data_name}'"
+                    f" (key {store_key}); give another --out, or --restart to begin anew."
+                )
+            write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
+            write_json(run.data, {"name": data_name, "key": store_key, "store": str(Path(store).resolve())})
+            run.write_environment(device)
+        return run
+
+    def refuse_changes(self, settings: Experiment) -> None:
+        """InputError that names every setting differing from this run's; `runtime` may differ, being about speed."""
+        if self.experiment.is_file():
+            same_runtime = settings.model_copy(update={"runtime": self.settings().runtime})
+            if changes := changed_settings(self.settings(), same_runtime):
+                raise InputError(
+                    f"{self.path} was made with other settings ({'; '.join(changes)});"
+                    " repeat it with the same ones, give another --out, or --restart to begin anew."
+                )
+        elif self.path.is_dir():
+            known = {name for names in OUTPUTS.values() for name in names} | {"data", "split.csv", "environment.json"}
+            if other := sorted(p.name for p in self.path.iterdir() if p.name[0] != "." and p.name not in known):
+                raise InputError(
+                    f"{self.path} is not a run folder and holds other files ({', '.join(other[:3])});"
+                    " give a new or empty folder as --out."
+                )
+
+    def restart(self) -> None:
+        """Remove everything this run has made, except the count of its test evaluations."""
+        if self.experiment.is_file():
+            for stage in reversed(OUTPUTS):
+                self.clear(stage)
+            for path in (self.split, self.data, self.environment, self.experiment):
+                path.unlink(missing_ok=True)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes off this run for the length of a `with` block (nested use is free)."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; a run needs a folder.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        return folder_lock(self.path)
+
+    # ---- settings and data
+    def settings(self) -> Experiment:
+        """The resolved settings of experiment.yaml."""
+        return parse_experiment(yaml.safe_load(self.experiment.read_text(encoding="utf-8")))
+
+    def change(self, stage: str, overrides: list[str]) -> None:
+        """Apply `key.path=value` to this run's settings before one `stage` is run by itself.
+
+        Raises InputError for a setting that belongs to an earlier stage.
+        """
+        new = load_experiment(str(self.experiment), overrides)
+        for change in changed_settings(self.settings(), new):
+            if change.split(".")[0].split(":")[0] not in SECTIONS[stage]:
+                raise InputError(
+                    f"A change of {change} belongs to a stage before '{stage}'; use `dcube fit --restart` for it."
+                )
+        write_text(self.experiment, yaml.safe_dump(new.model_dump(mode="json"), sort_keys=False))
+
+    def store(self) -> Path:
+        """Folder of the prepared images; InputError where it is gone."""
+        found = read_json(self.data)
+        folder = Path(found["store"])
+        if not folder.is_dir():
+            raise InputError(
+                f"The prepared images of '{found['name']}' are no longer at {folder};"
+                f" `dcube fit DATA --out {self.path}` prepares them again."
+            )
+        return folder
+
+    def store_key(self) -> str:
+        """Content key of the prepared images."""
+        return str(read_json(self.data)["key"])
+
+    def write_environment(self, device: str) -> None:
+        """Versions, platform, device and command of this process; earlier commands stay listed."""
+        before = read_json(self.environment)["commands"] if self.environment.is_file() else []
+        write_json(self.environment, environment(device) | {"commands": before + [shlex.join(sys.argv)]})
+
+    # ---- stages
+    @property
+    def _stamps(self) -> Path:
+        return self.path / ".stages.json"
+
+    def _read_stamps(self) -> dict[str, Any]:
+        return read_json(self._stamps) if self._stamps.is_file() else {"done": {}, "test_evaluations": 0}
+
+    def is_done(self, stage: str, inputs: str) -> bool:
+        """Whether `stage` has ended with exactly these inputs (a digest) and its result is still there."""
+        proof = self.path / PROOF.get(stage, OUTPUTS[stage][0])
+        return bool(self._read_stamps()["done"].get(stage) == inputs) and proof.exists()
+
+    def mark_done(self, stage: str, inputs: str) -> None:
+        """Record that `stage` has ended with these inputs."""
+        stamps = self._read_stamps()
+        stamps["done"][stage] = inputs
+        write_json(self._stamps, stamps)
+
+    def clear(self, stage: str) -> None:
+        """Forget `stage` and remove what it left."""
+        stamps = self._read_stamps()
+        if stamps["done"].pop(stage, None) is not None:
+            write_json(self._stamps, stamps)
+        for name in OUTPUTS[stage]:
+            path = self.path / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    @property
+    def test_evaluations(self) -> int:
+        """How often the test split has been looked at, over clearing and restarting."""
+        return int(self._read_stamps()["test_evaluations"])
+
+    def count_test_evaluation(self) -> int:
+        """Count one more look at the test split; returns the new number."""
+        stamps = self._read_stamps()
+        stamps["test_evaluations"] += 1
+        write_json(self._stamps, stamps)
+        return int(stamps["test_evaluations"])
+
+
+@contextmanager
+def opened(
+    path: str | Path, stage: str, overrides: list[str] | None = None, device: str | None = None
+) -> Iterator[Run]:
+    """An existing run, locked, with changed settings applied, for one `stage` run by itself."""
+    run = Run.open(path)
+    changes = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
+    with run.locked():
+        if changes:
+            run.change(stage, changes)
+        yield run
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a result may depend on besides settings and data."""
+    return {
+        "dcube": dcube.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "device": device,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "git_commit": git_commit(),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the program's own checkout, with "-dirty" where it was changed; None for an installed copy."""
+    here = Path(__file__).resolve()
+    try:
+        for arguments in (
+            ["ls-files", "--error-unmatch", here.name],
+            ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+        ):
+            answer = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10)
+            if answer.returncode:
+                return None
+    except (OSError, subprocess.TimeoutExpired):
+        return None  # no git on this machine
+    return answer.stdout.strip()

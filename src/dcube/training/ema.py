@@ -1,0 +1,31 @@
+"""Exponential moving average of the weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+def ema_decay(decay: float, step: int) -> float:
+    """Decay used at update `step` (0-based): warmed up, or a short run would keep its initialisation."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class EMA:
+    """A frozen copy whose weights follow e <- d * e + (1 - d) * w; buffers (BatchNorm) are copied.
+
+    The decay depends on the step alone and no counter lives on the device, so an update neither
+    depends on history nor waits for a GPU.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Take in the weights after the optimiser's step `step` (0-based)."""
+        weight = 1 - ema_decay(self.decay, step)
+        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
+        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(theirs)

@@ -1,0 +1,182 @@
+"""The training loop of both steps."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcube.config import OptimizerConfig, RuntimeConfig
+from dcube.errors import DCubeError
+from dcube.files import read_json, write_json
+from dcube.progress import progress
+from dcube.training.ema import EMA
+from dcube.training.log import Log
+from dcube.training.order import key
+from dcube.training.runtime import Runtime, memory_advice
+from dcube.training.state import TrainState, checkpoints
+
+Batch = Parts = dict[str, torch.Tensor]
+LOG_EVERY = 10  # steps between log rows: the loop waits for the device only then
+
+
+@dataclass
+class Hook:
+    """Work done every `every` steps and after the last: gets (step, EMA model, extra), returns a log row or None.
+
+    `extra` is saved with the checkpoint; a hook interrupted before the next checkpoint is done again.
+    """
+
+    every: int
+    run: Callable[[int, nn.Module, dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class Task:
+    """What is trained: the model, the batch of a step (loaded ahead, off the loop), and its loss."""
+
+    name: str
+    model: nn.Module
+    batch: Callable[[int], Batch]
+    loss: Callable[[nn.Module, Batch, int], tuple[torch.Tensor, Parts]]
+    steps_per_epoch: float
+    learning_rates: Callable[[nn.Module], list[dict[str, Any]]] | None = None  # parameter groups; None: one
+    hooks: list[Hook] = field(default_factory=list)
+    memory_settings: str = "the batch size"
+
+
+@dataclass
+class Trained:
+    """The result: EMA weights, how far the training came, and what the hooks kept."""
+
+    model: nn.Module
+    step: int
+    finished: bool
+    extra: dict[str, Any]
+
+
+def train(
+    task: Task, config: OptimizerConfig, steps: int, seed: int, directory: Path, settings: RuntimeConfig,
+    deadline: float | None = None,
+) -> Trained:  # fmt: skip
+    """Train to `steps`, or to the step boundary at which time.monotonic() passes `deadline`; resume where a
+    checkpoint lies in `directory`. An interrupted training, continued, equals an uninterrupted one bit for bit
+    on a CPU: batches, random numbers, rates and EMA are functions of the step.
+    """
+    runtime = Runtime(settings, config.dtype)
+    model = runtime.prepare(task.model)
+    optimizer = make_optimizer(task, config)
+    state = TrainState(task.model, optimizer, EMA(task.model, config.ema_decay))
+    resumed = state.resume(directory / "checkpoint")
+    log = Log(directory / "log.jsonl", state.step) if runtime.is_main else None
+    if not resumed:
+        state.save(directory / "checkpoint")
+    _keep_dtype(runtime, config.dtype, directory)
+    buffer: list[tuple[int, Parts]] = []
+    started = saved = time.monotonic()
+    with progress(task.name, steps, state.step) as advance, memory_advice(task.memory_settings):
+        for batch in _ahead(task.batch, state.step, steps):
+            out_of_time = deadline is not None and time.monotonic() > deadline
+            if runtime.any_process(out_of_time):
+                break
+            torch.manual_seed(key(seed, task.name, "step", state.step))  # dropout and the like
+            rate = learning_rate(config, state.step, steps)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group.get("scale", 1.0)
+
+            with runtime.autocast():
+                loss, parts = task.loss(model, runtime.share(batch), state.step)
+            runtime.backward(loss)
+            norm = nn.utils.clip_grad_norm_(task.model.parameters(), config.grad_clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            state.ema.update(task.model, state.step)
+
+            state.step += 1
+            buffer.append((state.step, {"loss": loss.detach(), **parts, "grad_norm": norm}))
+            due = [hook for hook in task.hooks if state.step % hook.every == 0 or state.step == steps]
+            save = time.monotonic() - saved > settings.checkpoint_seconds or state.step == steps
+            if len(buffer) == LOG_EVERY or due or save:
+                row = _flush(buffer, directory) | {"lr": rate, "epoch": state.step / task.steps_per_epoch}
+                row |= {"seconds": round(time.monotonic() - started, 3)}
+                if log:
+                    log.write(row)
+                advance(state.step, f"loss {row['loss']:.4f}")
+            for hook in due:
+                report = hook.run(state.step, state.ema.model, state.extra)
+                if report and log:
+                    log.write({"step": state.step, **report})
+            if save and runtime.is_main:
+                state.save(directory / "checkpoint")
+                saved = time.monotonic()
+    if runtime.is_main and log:
+        if buffer:
+            _flush(buffer, directory)
+        state.save(directory / "checkpoint")
+        log.close()
+    runtime.wait()
+    return Trained(state.ema.model, state.step, state.step >= steps, state.extra)
+
+
+def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW; weight decay only on matrices and kernels, as is the custom."""
+    groups = []
+    for given in task.learning_rates(task.model) if task.learning_rates else [{"params": task.model.parameters()}]:
+        trainable = [p for p in given["params"] if p.requires_grad]
+        scale = given.get("scale", 1.0)
+        groups.append({"params": [p for p in trainable if p.ndim > 1], "scale": scale})
+        groups.append({"params": [p for p in trainable if p.ndim <= 1], "scale": scale, "weight_decay": 0.0})
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Rate of a step: linear warm-up, then constant or a half cosine to zero."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.decay == "constant":
+        return config.lr
+    share = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def _ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
+    """Batches start .. stop-1, the next one loaded by a thread while the device works."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(batch, start) if start < stop else None
+        for step in range(start, stop):
+            assert following is not None
+            current = following.result()
+            following = pool.submit(batch, step + 1) if step + 1 < stop else None
+            yield current
+
+
+def _flush(buffer: list[tuple[int, Parts]], directory: Path) -> dict[str, Any]:
+    """Means over the buffered steps as one log row; DCubeError at the first step whose loss is not finite."""
+    names = list(buffer[0][1])
+    table = torch.stack([torch.stack([parts[n].float() for n in names]) for _, parts in buffer]).cpu()  # one wait
+    for (step, _), row in zip(buffer, table, strict=True):
+        if not torch.isfinite(row).all():
+            parts = ", ".join(f"{n} {v:.4g}" for n, v in zip(names, row.tolist(), strict=True))
+            good = checkpoints(directory / "checkpoint")[-1]
+            raise DCubeError(
+                f"The loss is not finite at step {step} ({parts}); lower optimizer.lr (or set optimizer.dtype=fp32)."
+                f" The last good checkpoint is {good}."
+            )
+    row = {"step": buffer[-1][0], **dict(zip(names, table.mean(0).tolist(), strict=True))}
+    buffer.clear()
+    return row
+
+
+def _keep_dtype(runtime: Runtime, chosen: str, directory: Path) -> None:
+    """A training keeps the dtype it began with, also when it is continued on another machine."""
+    file = directory / "runtime.json"
+    if chosen == "auto" and file.exists():
+        runtime.dtype = getattr(torch, read_json(file)["dtype"])
+    elif runtime.is_main:
+        write_json(file, {"dtype": str(runtime.dtype).removeprefix("torch."), "device": str(runtime.device)})

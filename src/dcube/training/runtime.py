@@ -1,0 +1,116 @@
+"""Device, precision and processes: the only file that knows Accelerate."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from dcube.config import RuntimeConfig
+from dcube.errors import InputError
+
+
+class Runtime:
+    """Where and how a training runs. One process on a laptop, many under `accelerate launch` or torchrun."""
+
+    def __init__(self, config: RuntimeConfig, dtype: str = "fp32") -> None:
+        from accelerate import Accelerator
+
+        check_device(config.device)
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        self.device: torch.device = self.accelerator.device
+        named = {"bf16": torch.bfloat16, "fp32": torch.float32}
+        self.dtype = named.get(dtype) or fast_dtype(self.device)
+
+    @property
+    def is_main(self) -> bool:
+        """True in the process that writes files."""
+        return bool(self.accelerator.is_main_process)
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model on its device, wrapped for data parallel training where there are several processes."""
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: up to 3x
+        prepared: nn.Module = self.accelerator.prepare_model(model)
+        return prepared
+
+    def share(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """This process's part of a global batch (split along the first axis), on its device."""
+        count, rank = self.accelerator.num_processes, self.accelerator.process_index
+        return {
+            name: value[len(value) * rank // count : len(value) * (rank + 1) // count].to(self.device, non_blocking=True)
+            for name, value in batch.items()
+        }
+
+    def any_process(self, flag: bool) -> bool:
+        """True everywhere when the main process says so (stopping must be unanimous)."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        from accelerate.utils import broadcast
+
+        return bool(broadcast(torch.tensor([flag], device=self.device)).item())
+
+    def autocast(self) -> Any:
+        """Context of the forward pass."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backward pass (gradients averaged over the processes)."""
+        self.accelerator.backward(loss)
+
+    def wait(self) -> None:
+        """Barrier of all processes."""
+        self.accelerator.wait_for_everyone()
+
+
+def check_device(device: str) -> None:
+    """InputError where the asked-for device is not there."""
+    kind = device.partition(":")[0]
+    if kind not in ("auto", "cpu", "cuda", "mps"):
+        raise InputError(f"There is no device '{device}'; choose auto, cpu, cuda or mps.")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError("No CUDA device is available here; use --device cpu or --device auto.")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise InputError("No Apple GPU is available here; use --device cpu or --device auto.")
+
+
+def pick_device(device: str) -> torch.device:
+    """The device for prediction; `auto` takes CUDA, then Apple's GPU, then the CPU."""
+    check_device(device)
+    if device != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively, else fp32.
+
+    Asked of the hardware, not timed: a timing can come out differently on a busy machine, and then two runs
+    with one seed would differ.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:
+        native = False
+    return torch.bfloat16 if native else torch.float32
+
+
+@contextlib.contextmanager
+def memory_advice(settings: str) -> Iterator[None]:
+    """Turn an out-of-memory error into a sentence that names the settings to lower."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise InputError(f"The memory of the device does not suffice; lower {settings}.") from error
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
+        raise InputError(f"The memory of the machine does not suffice; lower {settings}.") from error

@@ -1,0 +1,109 @@
+"""Saving and resuming a training: complete checkpoints or none, weights in safetensors, the rest in JSON."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dcube.errors import DCubeError
+from dcube.files import atomic_write, read_json
+from dcube.training.ema import EMA
+
+
+class TrainState:
+    """Everything that changes during a training: weights, EMA, optimiser, step, and `extra` (JSON)."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA) -> None:
+        self.model, self.optimizer, self.ema = model, optimizer, ema
+        self.step = 0
+        self.extra: dict[str, Any] = {}
+
+    def save(self, directory: Path) -> Path:
+        """Write `directory/step-N`, move it into place in one step, drop older ones."""
+        final = directory / f"step-{self.step:08d}"
+        temporary = directory / f".tmp-{self.step:08d}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(_tensors(self.model), temporary / "model.safetensors")
+        save_file(_tensors(self.ema.model), temporary / "ema.safetensors")
+        save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
+        (temporary / "state.json").write_text(json.dumps({"step": self.step, "extra": self.extra}))
+        for file in temporary.iterdir():
+            _sync(file)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        _sync(directory)
+        for older in checkpoints(directory)[:-1]:
+            shutil.rmtree(older)
+        return final
+
+    def resume(self, directory: Path) -> bool:
+        """Continue from the newest complete checkpoint; False where there is none."""
+        for left_over in directory.glob(".tmp-*"):
+            shutil.rmtree(left_over)
+        found = checkpoints(directory)
+        if not found:
+            return False
+        try:
+            self.model.load_state_dict(load_file(found[-1] / "model.safetensors"))
+            self.ema.model.load_state_dict(load_file(found[-1] / "ema.safetensors"))
+            self._load_optimizer(load_file(found[-1] / "optimizer.safetensors"))
+        except (RuntimeError, KeyError) as error:
+            raise DCubeError(
+                f"The checkpoint {found[-1]} does not fit this model; repeat with --restart to train anew."
+            ) from error
+        state = read_json(found[-1] / "state.json")
+        self.step, self.extra = state["step"], state["extra"]
+        return True
+
+    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
+        states = self.optimizer.state_dict()["state"]
+        return {f"{index}.{name}": t.detach().cpu() for index, s in states.items() for name, t in s.items()}
+
+    def _load_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
+        states: dict[int, dict[str, torch.Tensor]] = {}
+        for name, tensor in tensors.items():
+            index, slot = name.split(".", 1)
+            states.setdefault(int(index), {})[slot] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Complete checkpoints, oldest first."""
+    return sorted(directory.glob("step-*")) if directory.is_dir() else []
+
+
+def save_weights(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
+    """Weights with everything needed to rebuild the model in the file's metadata (JSON)."""
+    texts = {name: json.dumps(value) for name, value in metadata.items()}
+    atomic_write(path, lambda temporary: save_file(_tensors(model), temporary, metadata=texts))
+
+
+def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors and metadata of a file that `save_weights` wrote; DCubeError where it cannot be read."""
+    try:
+        with safe_open(path, "pt") as handle:
+            texts = handle.metadata() or {}
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+    except Exception as error:
+        raise DCubeError(f"The weights {path} cannot be read ({error}); run the stage that makes them again.") from error
+    return tensors, {name: json.loads(text) for name, text in texts.items()}
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

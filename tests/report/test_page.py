@@ -1,0 +1,182 @@
+"""The report page: with everything, with almost nothing, offline, deterministic, and plain about limits."""
+
+import base64
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from dcube.errors import InputError
+from dcube.files import read_json, write_json, write_text
+from dcube.report import write_report
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Checks that tags close in order and collects texts, ids and what would be loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+        self.ids: list[str] = []
+        self.loaded: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object")
+        values = dict(attrs)
+        assert not any(name.startswith("on") for name in values)
+        self.ids += [values["id"]] if values.get("id") else []
+        self.loaded += [str(values[name]) for name in ("src", "href", "srcset") if name in values]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def outline(path: Path) -> Outline:
+    page = path.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//\w|@import|url\((?!#)", page)
+    parsed = Outline()
+    parsed.feed(page)
+    assert not parsed.open
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in parsed.loaded)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    parsed.text = " ".join(parsed.text.split())
+    return parsed
+
+
+@pytest.fixture
+def run(complete: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(complete, tmp_path / "run"))
+
+
+def test_everything_is_on_the_page(complete: Path) -> None:
+    path = write_report(complete)
+    assert path == complete / "report.html"
+    page = outline(path)
+    metrics = read_json(complete / "evaluation" / "metrics.json")
+    for said in (
+        "not for clinical use",
+        f"{metrics['macro_f1']['value']:.3f}",
+        f"macro-F1 on 84 test images of {metrics['groups']} groups",
+        "convolutional U-Net, 64 px, 3000 steps of 32 images",
+        "malignant & <odd>",
+        "normal $x$",
+        "benign/b<1>.png the file ends early",
+        "Worst mistakes",
+        "Figure 2 of this run",
+        "reading channel_mean",
+        "alpha = 0.05",
+        "validation macro-F1",
+        "active share",
+        "Synthetic: drawn by the diffusion model, they show no patient",
+        "The images are synthetic (phantom:)",
+        "The test split has been used 2 times",
+        "With known shortcuts left out",
+        "dcube fit phantom: --out run",
+        "simple statistics",
+    ):
+        assert said in page.text, said
+    assert "This makes it" not in page.text
+
+
+def test_the_page_is_deterministic_and_shows_the_latest_grid(complete: Path) -> None:
+    first = write_report(complete).read_bytes()
+    assert write_report(complete).read_bytes() == first
+    grids = sorted((complete / "diffusion" / "samples").glob("*.png"))
+    assert base64.b64encode(grids[-1].read_bytes()) in first
+    assert base64.b64encode(grids[0].read_bytes()) not in first
+
+
+def test_an_empty_folder_gives_a_page_of_commands(tmp_path: Path) -> None:
+    folder = tmp_path / "my run"
+    folder.mkdir()
+    page = outline(write_report(folder))
+    for verb in ("evaluate", "diffuse", "classify", "select"):
+        assert f"dcube {verb} 'my run'" in page.text
+    assert "dcube fit DATA --out 'my run'" in page.text
+    assert "not for clinical use" in page.text
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ("experiment.yaml", "selection.json", "diffusion"),
+        ("environment.json", "split.csv", "classifier", "evaluation/predictions.csv"),
+        ("data", "evaluation/metrics.json"),
+    ],
+)
+def test_files_may_be_missing(run: Path, missing: tuple[str, ...]) -> None:
+    for name in missing:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert re.search(r"This (makes|trains|tests|draws|begins|writes)", outline(write_report(run)).text)
+
+
+def test_validation_figures_without_floors_say_what_they_are(run: Path) -> None:
+    folder = run / "evaluation"
+    metrics = read_json(folder / "metrics.json")
+    for name in ("floors", "without", "test_evaluations"):
+        del metrics[name]
+    write_json(folder / "metrics-val.json", metrics | {"split": "val"})
+    (folder / "metrics.json").unlink()
+    (folder / "predictions.csv").rename(folder / "predictions-val.csv")
+    page = outline(write_report(run))
+    assert "These are validation figures" in page.text and "84 validation images" in page.text
+    assert "No floors were computed" in page.text and "Worst mistakes" in page.text
+
+
+def test_validation_stands_beside_the_test_split(run: Path) -> None:
+    metrics = read_json(run / "evaluation" / "metrics.json")
+    score = {"value": 0.6543, "low": 0.5, "high": 0.75}
+    write_json(run / "evaluation" / "metrics-val.json", metrics | {"split": "val", "macro_f1": score})
+    assert "macro-F1 0.654 (0.50 – 0.75)" in outline(write_report(run)).text
+
+
+def test_undefined_metrics_are_dashes(run: Path) -> None:
+    path = run / "evaluation" / "metrics.json"
+    nothing = {"value": None, "low": None, "high": None}
+    write_json(path, read_json(path) | {"macro_f1": nothing, "macro_auroc": nothing})
+    page = outline(write_report(run))
+    assert "–" in page.text and "macro-F1 of this split is undefined" in page.text
+
+
+def test_a_log_cut_off_by_a_kill_still_renders(run: Path) -> None:
+    path = run / "diffusion" / "log.jsonl"
+    write_text(path, path.read_text()[:-30])
+    assert "Step 1: the diffusion model" in outline(write_report(run)).text
+
+
+def test_broken_files_are_read_from_the_prepared_images_too(run: Path) -> None:
+    store = run.parent / "store"
+    write_json(store / "store.json", {"broken": [{"path": "x.png", "reason": "it is empty"}]})
+    write_json(run / "data", {"name": "scans", "key": "0", "store": str(store)})
+    assert "x.png it is empty" in outline(write_report(run)).text
+    write_json(store / "store.json", {"broken": []})
+    assert "every image could be read" in outline(write_report(run)).text
+
+
+def test_no_folder_and_a_damaged_file_are_plain_errors(run: Path) -> None:
+    with pytest.raises(InputError, match="There is no run folder"):
+        write_report(run / "absent")
+    (run / "selection.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match="selection.json is damaged"):
+        write_report(run)
+    write_json(run / "selection.json", None)
+    (run / "experiment.yaml").write_text("a: [", encoding="utf-8")
+    with pytest.raises(InputError, match="experiment.yaml is damaged"):
+        write_report(run)

@@ -1,0 +1,206 @@
+"""The command line: fast help, one plain sentence per error, files for predictions."""
+
+import csv
+import errno
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import dcube
+from dcube.cli import app
+from dcube.errors import DCubeError, InputError
+
+VERBS = ["demo", "prepare", "fit", "diffuse", "select", "classify", "evaluate", "report", "predict", "recipes"]
+
+
+@pytest.fixture
+def fake_api(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Stands for dcube.api, which would load torch."""
+    fake = SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "dcube.api", fake)
+    monkeypatch.setattr(dcube, "api", fake, raising=False)
+    return fake
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def raising(error: BaseException) -> Callable[..., None]:
+    def fit(*args: Any, **kwargs: Any) -> None:
+        raise error
+
+    return fit
+
+
+def test_help_and_import_take_less_than_a_second_and_load_no_torch() -> None:
+    code = "import sys, dcube, dcube.cli; assert not {'torch', 'sklearn', 'matplotlib', 'timm'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "dcube.cli", "--help"], check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(3)) < 1
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_debug(verb: str) -> None:
+    result = run(verb, "--help")
+    assert result.exit_code == 0 and "--debug" in result.stdout
+
+
+def test_lazy_exports() -> None:
+    assert {"fit", "load", "DCube", "GaussianitySelector", "__version__"} == set(dir(dcube))
+    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
+        _ = dcube.fitt  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (InputError("The folder scans is empty; give one with images."), 2, "scans is empty"),
+        (DCubeError("The loss is NaN at step 7."), 1, "step 7"),
+        (OSError(errno.ENOSPC, "No space left on device", "store/pixels.bin"), 2, "No space left on the device while"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "No space left on the device; free"),
+        (ValueError("what\nnow"), 1, "run again with --debug"),
+        (KeyboardInterrupt(), 130, "repeat the same command to continue"),
+    ],
+)
+def test_errors_are_one_sentence_with_the_right_status(
+    fake_api: SimpleNamespace, error: BaseException, status: int, words: str
+) -> None:
+    fake_api.fit = raising(error)
+    result = run("fit", "scans", "--out", "run")
+    assert result.exit_code == status
+    assert words in result.stderr and result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+    assert "Traceback" in run("fit", "scans", "--out", "run", "--debug").stderr
+
+
+def test_full_disk_behind_another_error(fake_api: SimpleNamespace) -> None:
+    error = RuntimeError("could not save")
+    error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
+    fake_api.fit = raising(error)
+    assert run("fit", "scans", "--out", "run").exit_code == 2
+
+
+def test_verbs_of_a_run_refuse_another_folder(tmp_path: Path) -> None:
+    pytest.importorskip("dcube.stages")
+    result = run("select", tmp_path)
+    assert result.exit_code == 2 and "not a run folder" in result.stderr
+
+
+def test_fit_passes_every_option_on(fake_api: SimpleNamespace, tmp_path: Path) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    fake_api.fit = lambda *args, **kwargs: calls.append((args, kwargs))
+    values = ("--recipe", "demo", "--set", "a.b=1", "--set", "c=2", "--seed", 3, "--device", "cpu", "--folds", 4)
+    flags = ("--max-minutes", 5, "--no-test", "--dry-run", "--restart", "--again")
+    result = run("fit", "scans", "--out", tmp_path, *values, *flags)
+    assert result.exit_code == 0, result.output
+    expected = {"recipe": "demo", "overrides": ["a.b=1", "c=2"], "seed": 3, "device": "cpu", "no_test": True}
+    expected |= {"folds": 4, "max_minutes": 5.0, "dry_run": True, "restart": True, "again": True}
+    assert calls == [(("scans", tmp_path), expected)]
+
+
+def test_result_is_shown_beside_the_floors(fake_api: SimpleNamespace, tmp_path: Path) -> None:
+    def figures(value: float) -> dict[str, dict[str, float]]:
+        figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        return {"macro_f1": figure, "accuracy": figure}
+
+    metrics = {"split": "test", "n": 90, "groups": 24, "floors": {"majority": figures(0.2)}} | figures(0.8)
+
+    def fit(data: str, out: Path, **kwargs: Any) -> None:
+        (out / "evaluation").mkdir(parents=True)
+        (out / "evaluation" / "metrics.json").write_text(json.dumps(metrics))
+
+    fake_api.fit = fit
+    result = run("demo", "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert "0.800 (0.700 .. 0.900)" in result.stdout and "majority     0.200" in result.stdout
+
+
+@pytest.fixture
+def images(fake_api: SimpleNamespace, tmp_path: Path) -> Path:
+    for name in ("ann/1.png", "ann/2.png", "bob/1.PNG", "bob/note.txt"):
+        (tmp_path / "scans" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "scans" / name).touch()
+
+    def predict_files(paths: list[str]) -> list[dict[str, Any]]:
+        rows = []
+        for path in paths:
+            p = 0.9 if path.endswith("1.png") else 0.3
+            warning = "" if "ann" in path else "smaller than the training images"
+            row = {"path": path, "predicted": "a" if p > 0.5 else "b", "confidence": max(p, 1 - p)}
+            rows.append(row | {"p_a": p, "p_b": 1 - p, "warning": warning})
+        return rows
+
+    fake_api.load = lambda run, device=None: SimpleNamespace(predict_files=predict_files)
+    return tmp_path / "scans"
+
+
+def test_predict_takes_folders_and_writes_csv_and_json(images: Path, tmp_path: Path) -> None:
+    assert run("predict", "run", images, images / "ann/1.png", "--out", tmp_path / "p.csv").exit_code == 0
+    with open(tmp_path / "p.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [Path(row["path"]).name for row in rows] == ["1.png", "2.png", "1.PNG"]
+    assert rows[0]["p_a"] == "0.900000"
+    assert run("predict", "run", images, "--out", tmp_path / "p.json").exit_code == 0
+    assert json.loads((tmp_path / "p.json").read_text())[0]["p_a"] == 0.9
+    assert run("predict", "run", images / "ann/1.png").stdout.startswith("path,predicted,confidence,p_a,p_b,warning\n")
+
+
+def test_predict_averages_the_probabilities_of_a_folder(images: Path, tmp_path: Path) -> None:
+    run("predict", "run", images, "--by-group", "--out", tmp_path / "p.json")
+    ann, bob = json.loads((tmp_path / "p.json").read_text())
+    assert (ann["group"], ann["images"], ann["predicted"]) == (str(images / "ann"), 2, "a")
+    assert ann["p_a"] == ann["confidence"] == pytest.approx(0.6) and ann["warning"] == ""
+    assert bob["predicted"] == "b" and bob["warning"].startswith("1 of 1 images: smaller")
+
+
+def test_predict_by_the_group_of_a_manifest(images: Path, tmp_path: Path) -> None:
+    manifest = images / "new.csv"
+    manifest.write_text("path,group_id\nann/1.png,x\nbob/1.PNG,x\nann/2.png,y\n")
+    assert run("predict", "run", manifest, "--by-group", "--out", tmp_path / "p.json").exit_code == 0
+    assert [(row["group"], row["images"]) for row in json.loads((tmp_path / "p.json").read_text())] == [
+        ("x", 2),
+        ("y", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.png", None, "no file or folder"),
+        ("empty", "", "holds no images"),
+        ("a.csv", "path\nann/1.png\n", "no column group_id"),
+        ("b.csv", "file\nann/1.png\n", "a column 'path'"),
+        ("c.csv", "path,group_id\nann/9.png,x\n", "names 1 missing file"),
+    ],
+)
+def test_predict_refuses_bad_input(images: Path, name: str, content: str | None, words: str) -> None:
+    if content:
+        (images / name).write_text(content)
+    elif content is not None:
+        (images / name).mkdir()
+    result = run("predict", "run", images / name, "--by-group")
+    assert result.exit_code == 2 and words in result.stderr
+
+
+def test_predict_refuses_another_format_before_any_work(images: Path) -> None:
+    result = run("predict", "run", images, "--out", "p.xlsx")
+    assert result.exit_code == 2 and ".csv or .json" in result.stderr
+
+
+def test_recipes_are_listed() -> None:
+    result = run("recipes")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 5

@@ -1,0 +1,102 @@
+"""Recipes, overrides and what a misspelt setting is answered with."""
+
+import pytest
+
+from dcube.config import Experiment, changed_settings, load_experiment, parse_experiment, recipe_names
+from dcube.errors import InputError
+
+PAPER = {  # recipe: epochs of step 1, epochs of step 2, lambda_1
+    "pancreas-ct": (280, 70, 10),
+    "breast-mri": (950, 50, 100),
+    "covid-xray": (730, 70, 10),
+}
+
+
+def test_recipes_are_the_five_of_the_contract() -> None:
+    assert recipe_names() == ["breast-mri", "covid-xray", "demo", "pancreas-ct", "small"]
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
+    experiment = load_experiment(name)
+    assert experiment.recipe == name
+    again = parse_experiment(experiment.model_dump(mode="json"))
+    assert changed_settings(experiment, again) == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_numbers_of_the_paper(name: str) -> None:
+    experiment = load_experiment(name)
+    diffusion, classifier = experiment.diffusion, experiment.classifier
+    first, second, cycle = PAPER[name]
+    assert (diffusion.backbone, diffusion.image_size, diffusion.uvit.patch) == ("uvit", 128, 8)
+    assert (diffusion.uvit.width, diffusion.uvit.depth, diffusion.uvit.heads, diffusion.uvit.mlp_ratio) == (
+        512,
+        12,
+        8,
+        4,
+    )
+    assert (diffusion.timesteps, diffusion.beta_start, diffusion.beta_end) == (1000, 1e-4, 0.02)
+    assert (diffusion.contrastive.distance, diffusion.contrastive.label) == ("paper", "true")
+    assert (diffusion.contrastive.margin, diffusion.contrastive.weight, diffusion.augment) == (0.1, 1, False)
+    assert (diffusion.optimizer.lr, diffusion.optimizer.epochs) == (2e-4, first)
+    assert (experiment.features.timestep, experiment.features.batch_size, experiment.features.alpha) == (100, 256, 0.05)
+    assert (experiment.features.input, experiment.features.timesteps) == ("clean", None)
+    assert (classifier.head, classifier.grid, classifier.width, classifier.dropout) == ("paper", 16, 512, 0.5)
+    assert (classifier.cnn, classifier.lambda_cycle, classifier.lambda_consistency) == ("resnext101_32x8d", cycle, 0.1)
+    assert (classifier.optimizer.lr, classifier.optimizer.epochs, classifier.optimizer.ema_decay) == (
+        2e-4,
+        second,
+        0.999,
+    )
+    assert experiment.data.horizontal_flip
+    if name == "breast-mri":
+        assert classifier.optimizer.weight_decay == 0.1
+
+
+def test_overrides_are_typed_and_the_last_wins() -> None:
+    experiment = load_experiment(
+        "small", ["diffusion.image_size=32", "diffusion.image_size=64", "features.blocks=[6, 8, 9]", "data.channels=1"]
+    )
+    assert experiment.diffusion.image_size == 64
+    assert experiment.features.blocks == (6, 8, 9)
+    assert experiment.data.channels == 1
+
+
+def test_steps_replace_epochs() -> None:
+    optimizer = load_experiment("small", ["classifier.optimizer.steps=10"]).classifier.optimizer
+    assert (optimizer.steps, optimizer.epochs) == (10, None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "override", "words"),
+    [
+        ("smal", None, ("no recipe 'smal'", "small")),
+        ("none.yaml", None, ("no recipe 'none.yaml'",)),
+        ("small", "diffusion.imagesize=32", ("no setting 'diffusion.imagesize'", "diffusion.image_size")),
+        ("small", "lambda_cycle=1", ("classifier.lambda_cycle",)),  # right name, section forgotten
+        ("small", "difusion.image_size=32", ("diffusion",)),
+        ("small", "diffusion.image_size", ("not of the form key.path=value",)),
+        ("small", "diffusion.image_size=[", ("not valid YAML",)),
+        ("small", "diffusion.image_size=63", ("multiple",)),
+        ("small", "features.alpha=2", ("features.alpha", "2")),
+        ("small", "data.horizontal_flip=false", ("lambda_consistency",)),
+    ],
+)
+def test_bad_settings_name_the_fault_in_one_sentence(recipe: str, override: str | None, words: tuple[str, ...]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_experiment(recipe, [override] if override else [])
+    assert all(word in str(caught.value) for word in words), caught.value
+    assert "\n" not in str(caught.value)
+
+
+def test_misspelt_key_in_a_recipe_file(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("classifier:\n  dropuot: 0.3\n")
+    with pytest.raises(InputError, match=r"classifier\.dropuot.*classifier\.dropout"):
+        load_experiment(str(tmp_path / "mine.yaml"))
+
+
+def test_changed_settings_are_named_with_both_values() -> None:
+    changes = changed_settings(load_experiment("small"), load_experiment("small", ["classifier.dropout=0.3"]))
+    assert changes == ["classifier.dropout: 0.5 -> 0.3"]
+    assert changed_settings(Experiment(), Experiment()) == []
