@@ -12,7 +12,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "files", "progress", "lock", "config"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "report"),
-    *("runs", "stages", "api", "console", "prediction", "cli"),
+    *("tables", "runs", "external", "stages", "crossval", "dryrun", "api", "console", "prediction", "cli"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = ("__init__", "errors", "files", "progress", "lock", "config", "runs", "api", "console", "prediction", "cli")

@@ -107,9 +107,13 @@ class Run:
         store_key: str,
         data_name: str,
         device: str,
+        broken: list[dict[str, str]] | None = None,
         restart: bool = False,
     ) -> Self:
-        """A new run, or the one that stands there if it has the same settings and data; `restart` empties it first.
+        """A new run, or the one that stands there if it has the same settings and data.
+
+        With `restart` other settings or data are accepted (the stages they touch are then done again), and a run
+        with the same ones begins anew.
 
         store: folder of the prepared images, store_key: its content key, data_name: what a person calls the data.
         Raises InputError naming the changed settings, or both data sets.
@@ -117,15 +121,16 @@ class Run:
         run = cls(path)
         with run.locked():
             if restart:
-                run.restart()
-            run.refuse_changes(settings)
+                run.restart(settings, store_key)
+            else:
+                run.refuse_changes(settings)
             if run.data.is_file() and (old := read_json(run.data))["key"] != store_key:
                 raise InputError(
                     f"{path} belongs to the data '{old['name']}' (key {old['key']}), not to '{data_name}'"
                     f" (key {store_key}); give another --out, or --restart to begin anew."
                 )
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-            write_json(run.data, {"name": data_name, "key": store_key, "store": str(Path(store).resolve())})
+            write_json(run.data, {"name": data_name, "key": store_key, "store": str(Path(store).resolve()), "broken": broken or []})
             run.write_environment(device)
         return run
 
@@ -146,13 +151,18 @@ class Run:
                     " give a new or empty folder as --out."
                 )
 
-    def restart(self) -> None:
-        """Remove everything this run has made, except the count of its test evaluations."""
-        if self.experiment.is_file():
+    def restart(self, settings: Experiment, store_key: str) -> None:
+        """Make way for other settings or data; where neither differs, remove everything this run has made.
+
+        The count of its test evaluations stays.
+        """
+        if not self.experiment.is_file():
+            return
+        if not changed_settings(self.settings(), settings) and self.store_key() == store_key:
             for stage in reversed(OUTPUTS):
                 self.clear(stage)
-            for path in (self.split, self.data, self.environment, self.experiment):
-                path.unlink(missing_ok=True)
+        for path in (self.split, self.data, self.environment, self.experiment):
+            path.unlink(missing_ok=True)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes off this run for the length of a `with` block (nested use is free)."""
@@ -205,12 +215,22 @@ class Run:
         return self.path / ".stages.json"
 
     def _read_stamps(self) -> dict[str, Any]:
-        return read_json(self._stamps) if self._stamps.is_file() else {"done": {}, "test_evaluations": 0}
+        empty: dict[str, Any] = {"begun": {}, "done": {}, "test_evaluations": []}
+        return read_json(self._stamps) if self._stamps.is_file() else empty
 
     def is_done(self, stage: str, inputs: str) -> bool:
         """Whether `stage` has ended with exactly these inputs (a digest) and its result is still there."""
         proof = self.path / PROOF.get(stage, OUTPUTS[stage][0])
         return bool(self._read_stamps()["done"].get(stage) == inputs) and proof.exists()
+
+    def begin(self, stage: str, inputs: str) -> None:
+        """Before work on `stage`: what was begun with other inputs is removed, what was begun with these is kept."""
+        stamps = self._read_stamps()
+        if stamps["begun"].get(stage) != inputs:
+            self.clear(stage)
+            stamps = self._read_stamps()
+            stamps["begun"][stage] = inputs
+            write_json(self._stamps, stamps)
 
     def mark_done(self, stage: str, inputs: str) -> None:
         """Record that `stage` has ended with these inputs."""
@@ -221,7 +241,8 @@ class Run:
     def clear(self, stage: str) -> None:
         """Forget `stage` and remove what it left."""
         stamps = self._read_stamps()
-        if stamps["done"].pop(stage, None) is not None:
+        known = [stamps[kind].pop(stage, None) for kind in ("begun", "done")]
+        if any(known):
             write_json(self._stamps, stamps)
         for name in OUTPUTS[stage]:
             path = self.path / name
@@ -233,14 +254,25 @@ class Run:
     @property
     def test_evaluations(self) -> int:
         """How often the test split has been looked at, over clearing and restarting."""
-        return int(self._read_stamps()["test_evaluations"])
+        return len(self._read_stamps()["test_evaluations"])
 
-    def count_test_evaluation(self) -> int:
-        """Count one more look at the test split; returns the new number."""
+    def count_test_evaluation(self, inputs: str, again: bool) -> int:
+        """Allow and count a look at the test split by a classifier (`inputs`: its digest); returns the count.
+
+        The same classifier interrupted in its evaluation may repeat it. Raises InputError for any other second
+        look without `again`.
+        """
         stamps = self._read_stamps()
-        stamps["test_evaluations"] += 1
-        write_json(self._stamps, stamps)
-        return int(stamps["test_evaluations"])
+        looks: list[str] = stamps["test_evaluations"]
+        if looks and not again and looks[-1] != inputs:
+            raise InputError(
+                f"The test split was already evaluated {len(looks)} time(s) for {self.path}; a choice made after"
+                " seeing it is no honest one. Use --no-test, or --again to evaluate it once more (it is counted)."
+            )
+        if again or not looks:
+            looks.append(inputs)
+            write_json(self._stamps, stamps)
+        return len(looks)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import csv
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ def made_run(folder: Path) -> Path:
     groups = [f"p{i // 4:02d}" for i in range(84)]
     scores = rng.gumbel(size=(84, 3)) + 2.2 * np.eye(3)[labels]
     probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    write_text(folder / "experiment.yaml", yaml.safe_dump(load_experiment("small").model_dump(mode="json")))
+    sizes = ["diffusion.backbone=unet", "diffusion.image_size=64", "diffusion.optimizer.steps=3000"]
+    settings = load_experiment("small", [*sizes, "diffusion.optimizer.batch_size=32"])
+    write_text(folder / "experiment.yaml", yaml.safe_dump(settings.model_dump(mode="json")))
     write_json(
         folder / "environment.json",
         {"python": "3.11", "packages": {"torch": "2.0"}, "commands": ["dcube fit phantom: --out run"]},
@@ -70,7 +72,7 @@ def selection(p: list[float], selected: tuple[int, ...] = (1, 4)) -> dict[str, A
 
 
 def _write_evaluation(
-    folder: Path, probabilities: np.ndarray, labels: np.ndarray, groups: list[str], rows: list[tuple[str, ...]]
+    folder: Path, probabilities: np.ndarray, labels: np.ndarray, groups: list[str], rows: Sequence[tuple[str, ...]]
 ) -> None:
     result = evaluate_predictions(probabilities, labels, groups, CLASSES, bootstrap=200)
     guesses = {"majority": np.tile([0.2, 0.3, 0.5], (84, 1)), "statistics": 0.5 * probabilities + 0.5 / 3}
@@ -125,7 +127,7 @@ def grey_png(pixels: np.ndarray, note: str) -> bytes:
     )
 
 
-def _write_csv(path: Path, header: list[str], rows: list[tuple[str, ...]]) -> None:
+def _write_csv(path: Path, header: list[str], rows: Sequence[tuple[str, ...]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as handle:
         csv.writer(handle).writerows([header, *rows])

@@ -62,7 +62,7 @@ def test_confusion_figure_shows_counts_names_and_an_empty_class() -> None:
 
 
 def test_interval_and_reliability_figures() -> None:
-    rows = [
+    rows: list[tuple[str, Any]] = [
         ("this model", {"value": 0.8, "low": 0.7, "high": 0.9}),
         ("gone", {"value": None, "low": None, "high": None}),
     ]

@@ -109,10 +109,11 @@ class Validation:
 
 def train_classifier(
     data: ImageData, experiment: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path,
-    deadline: float | None = None,
+    deadline: float | None = None, look: dict[str, Any] | None = None,
 ) -> tuple[Predictor, Trained]:  # fmt: skip
     """Train (or continue) step 2 in `directory`, which then holds log.jsonl and model.safetensors: the EMA
-    weights with the best validation macro-F1, or the last ones where there is no validation split.
+    weights with the best validation macro-F1, or the last ones where there is no validation split. `look` (what
+    training images look like) travels in their metadata.
     """
     config = experiment.classifier
     frozen = FrozenFeatures(diffusion, blocks, experiment.features.input, config.grid)
@@ -121,7 +122,7 @@ def train_classifier(
     metadata = {
         "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
-        "normalisation": data.store.normalisation.to_dict(),
+        "normalisation": data.store.normalisation.to_dict(), "look": look or {},
     }  # fmt: skip
     batches = ClassifierBatches(data, experiment, frozen, directory)
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size

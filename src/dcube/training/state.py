@@ -64,7 +64,7 @@ class TrainState:
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         states = self.optimizer.state_dict()["state"]
-        return {f"{index}.{name}": t.detach().cpu() for index, s in states.items() for name, t in s.items()}
+        return {f"{index}.{name}": t.detach().cpu().contiguous() for index, s in states.items() for name, t in s.items()}
 
     def _load_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
         states: dict[int, dict[str, torch.Tensor]] = {}

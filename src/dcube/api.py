@@ -1,0 +1,211 @@
+"""The program from Python: `fit` a folder of scans, `load` the result, ask it."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dcube.config import Experiment, load_experiment
+from dcube.errors import InputError
+from dcube.runs import Run
+
+if TYPE_CHECKING:
+    from dcube.classifier.model import Predictor
+    from dcube.data.records import ImageSet
+    from dcube.data.store import Store
+
+STEP1_SHARE = 0.5  # of --max-minutes
+TRAINING_SHARE = 0.9  # the rest is for evaluation and report
+
+
+def fit(
+    data: str | Path, out: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None,
+    device: str | None = None, no_test: bool = False, folds: int | None = None, max_minutes: float | None = None,
+    dry_run: bool = False, restart: bool = False, again: bool = False,
+) -> "DCube | None":  # fmt: skip
+    """Diffuse, select, classify, evaluate and report; repeat the call to continue an interrupted run.
+
+    data: a class folder, a manifest, a prepared store or `phantom:`; out: the run folder. `overrides` are
+    "key.path=value". With `max_minutes` both trainings end early at a step boundary and leave a usable run; a
+    repeated call trains on. `folds`: group cross-validation with pooled predictions, returns None, as `dry_run`
+    does. Raises InputError in one sentence for whatever is wrong with data or settings.
+    """
+    settings = resolve(recipe, overrides, seed, device)
+    images = _open(str(data), settings)
+    if dry_run:
+        from dcube.dryrun import describe_run
+
+        print(describe_run(images, settings))
+        return None
+    if not restart and folds is None:
+        Run(out).refuse_changes(settings)
+    store = _store(images, settings)
+    if folds is not None:
+        from dcube.crossval import cross_validate
+
+        cross_validate(store, str(data), Path(out), settings, folds, restart=restart)
+        return None
+    from dcube import stages
+    from dcube.training.runtime import pick_device
+
+    start = time.monotonic()
+    run = Run.create_or_open(
+        out, settings, store=store.directory, store_key=store.key, data_name=str(data), broken=store.broken,
+        device=str(pick_device(settings.runtime.device)), restart=restart,
+    )  # fmt: skip
+    with run.locked():
+        write_splits(run, store, settings)
+        seconds = 60 * max_minutes if max_minutes is not None else None
+        stages.diffuse(run, None if seconds is None else start + STEP1_SHARE * seconds)
+        stages.select(run)
+        stages.classify(run, None if seconds is None else start + TRAINING_SHARE * seconds)
+        split = "val" if no_test else "test"
+        if len(stages.open_data(run).indices("val")):
+            stages.evaluate(run, "val")
+        if split == "test":
+            stages.evaluate(run, split, again=again)
+        stages.report(run)
+    return load(out, device)
+
+
+def prepare(
+    data: str | Path, out: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None
+) -> Path:
+    """Read, check and store a set of images in the folder `out`, which is then accepted wherever DATA is."""
+    from dcube.data.sources import describe
+    from dcube.data.store import build_store
+
+    settings = resolve(recipe, overrides, seed, None)
+    images = _open(str(data), settings)
+    print(describe(images))
+    store = build_store(images, settings.data, Path(out), _reporter())
+    for entry in store.broken:
+        print(f"left out: {entry['path']}: {entry['reason']}")
+    print(f"Prepared {len(store.labels)} images in {out}")
+    return Path(out)
+
+
+def load(run: str | Path, device: str | None = None) -> "DCube":
+    """The trained classifier of a run folder; needs neither its data nor a network."""
+    return DCube(Run.open(run), device or "auto")
+
+
+class DCube:
+    """A trained classifier: `classes`, `predict_proba`, `predict_files`, `sample`."""
+
+    def __init__(self, run: Run, device: str = "auto") -> None:
+        from dcube import stages
+        from dcube.training.runtime import pick_device
+
+        self.run = run
+        self._predictor: Predictor = stages.load(run, pick_device(device))
+        self.classes: list[str] = self._predictor.classes
+
+    def predict_proba(self, images: Any) -> np.ndarray:
+        """Class probabilities [N, K] float64, in the order of `classes`.
+
+        images: a list of file paths or of arrays [H, W] / [H, W, 3] (raw pixels, as in a file), or one array or
+        tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read.
+        """
+        from dcube import external
+        from dcube.data.decode import read_image
+
+        if hasattr(images, "ndim"):
+            stack = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, dtype=np.float32)
+            return self._predict_stack(stack)
+        if isinstance(images, str | Path):
+            raise InputError("predict_proba takes a list of images; put the one image into a list.")
+        raw = (read_image(i) if isinstance(i, str | Path) else np.asarray(i) for i in images)
+        chunks = list(external.predict_raw(self._predictor, raw))
+        return np.concatenate(chunks) if chunks else np.zeros((0, len(self.classes)))
+
+    def predict_files(self, paths: Sequence[str]) -> list[dict[str, Any]]:
+        """A row per image file: path, predicted, confidence, p_<class>, warning (where it looks unlike training)."""
+        from dcube import external
+
+        return external.predict_files(self._predictor, paths, self.run.settings().data.max_broken)
+
+    def sample(self, class_name: str, n: int, seed: int = 0) -> np.ndarray:
+        """`n` synthetic images of a class, [n, C, H, W] float32 in [0, 1]; image i depends on (seed, i) alone."""
+        import torch
+
+        if class_name not in self.classes:
+            raise InputError(f"There is no class '{class_name}'; this run knows {', '.join(self.classes)}.")
+        diffusion = self._predictor.frozen.diffusion
+        labels = torch.full((n,), self.classes.index(class_name))
+        return diffusion.sample(labels, seed).numpy()
+
+    def _predict_stack(self, stack: np.ndarray) -> np.ndarray:
+        from dcube import external
+
+        norm = self._predictor.metadata["normalisation"]
+        if stack.ndim != 4 or stack.shape[1] != norm["channels"] or stack.shape[2] != stack.shape[3]:
+            raise InputError(
+                f"An array of images must be [N, {norm['channels']}, S, S] with values in [0, 1]; got {stack.shape}."
+            )
+        if len(stack) and not (np.isfinite(stack).all() and stack.min() >= 0 and stack.max() <= 1):
+            raise InputError("An array of images must hold finite values in [0, 1].")
+        parts = [stack[i : i + external.CHUNK] for i in range(0, len(stack), external.CHUNK)]
+        empty = np.zeros((0, len(self.classes)))
+        return np.concatenate([external.predict_stored(self._predictor, part) for part in parts] or [empty])
+
+
+def resolve(recipe: str, overrides: Sequence[str], seed: int | None, device: str | None) -> Experiment:
+    """The experiment of a recipe with everything the caller changes."""
+    extra = [f"seed={seed}"] if seed is not None else []
+    return load_experiment(recipe, [*overrides, *extra, *([f"runtime.device={device}"] if device else [])])
+
+
+def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
+    """split.csv: the splits the data bring, or made by group; written once."""
+    from dcube.data.split import assign_splits
+    from dcube.tables import write_split
+
+    labels = [store.classes[y] for y in store.labels]
+    splits = assign_splits(
+        labels, store.groups, store.given_splits,
+        val_fraction=settings.data.val_fraction, test_fraction=settings.data.test_fraction, seed=settings.seed,
+    )  # fmt: skip
+    write_split(run.split, store, splits)
+
+
+def _open(data: str, settings: Experiment) -> "ImageSet":
+    """The table of images, checked as far as that goes without decoding."""
+    from dcube.data.sources import open_images
+
+    images = open_images(data, settings.seed)
+    for left_out in settings.evaluation.without:
+        unknown = sorted(set(left_out) - set(images.classes))
+        if unknown or len(set(images.classes) - set(left_out)) < 2:
+            raise InputError(
+                f"evaluation.without={list(left_out)} must name classes of the data ({', '.join(images.classes)})"
+                " and leave at least two."
+            )
+    return images
+
+
+def _store(images: "ImageSet", settings: Experiment) -> "Store":
+    from dcube.data.store import cached_store
+
+    return cached_store(images, settings.data, progress=_reporter())
+
+
+def _reporter() -> Any:
+    """A callable (done, total) that shows progress from the first call to the last."""
+    from contextlib import ExitStack
+
+    from dcube.progress import progress
+
+    held = ExitStack()
+    advance: list[Any] = []
+
+    def report(done: int, total: int) -> None:
+        if not advance:
+            advance.append(held.enter_context(progress("reading images", total)))
+        advance[0](done)
+        if done >= total:
+            held.close()
+
+    return report

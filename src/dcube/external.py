@@ -1,0 +1,141 @@
+"""Pixels from outside the training set: prediction of files and arrays, evaluation on another set of images."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcube.classifier.model import Predictor
+from dcube.data.dataset import resize
+from dcube.data.decode import Normalisation, is_colour, read_image
+from dcube.data.sources import open_images
+from dcube.errors import InputError
+from dcube.evaluation.intervals import evaluate_predictions
+from dcube.files import write_json
+from dcube.progress import progress
+from dcube.runs import Run
+from dcube.tables import write_predictions
+
+CHUNK = 32  # images per forward: memory does not grow with the number of images
+
+
+def predict_raw(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Probabilities [n, K] float64, chunk by chunk, for raw images [H, W] or [H, W, 3] of any size and type."""
+    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
+    held: list[np.ndarray] = []
+    for image in images:
+        held.append(normalisation.floats(normalisation.apply(image)))
+        if len(held) == CHUNK:
+            yield predict_stored(predictor, np.stack(held))
+            held = []
+    if held:
+        yield predict_stored(predictor, np.stack(held))
+
+
+def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
+    """Probabilities [n, K] float64 for images [n, C, S, S] in [0, 1] at the stored size."""
+    device = next(predictor.model.parameters()).device
+    pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(device)
+    small = resize(pixels, predictor.frozen.diffusion.config.image_size)
+    return predictor(small, resize(pixels, predictor.config.cnn_size)).cpu().double().numpy()
+
+
+def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float) -> list[dict[str, Any]]:
+    """A row per readable file: path, predicted, confidence, p_<class>, warning.
+
+    Unreadable files are named and left out, up to the share `max_broken`; InputError above it, or where none is left.
+    """
+    read, broken, notes = [], [], []
+    probabilities: list[np.ndarray] = []
+
+    def pixels() -> Iterator[np.ndarray]:
+        with progress("prediction", len(paths)) as advance:
+            for number, path in enumerate(paths, 1):
+                try:
+                    image = read_image(path)
+                except InputError as error:
+                    broken.append(str(error))
+                else:
+                    read.append(path)
+                    notes.append(unlike_training(image, predictor.metadata))
+                    yield image
+                advance(number)
+
+    for chunk in predict_raw(predictor, pixels()):
+        probabilities.extend(chunk)
+    if broken and (not read or len(broken) > max_broken * len(paths)):
+        raise InputError(f"{len(broken)} of {len(paths)} images cannot be read, the first being {broken[0]}")
+    for reason in broken:
+        print(f"left out: {reason}")
+    return [
+        {"path": path, "predicted": predictor.classes[p.argmax()], "confidence": float(p.max())}
+        | {f"p_{name}": float(v) for name, v in zip(predictor.classes, p, strict=True)}
+        | {"warning": note}
+        for path, p, note in zip(read, probabilities, notes, strict=True)
+    ]
+
+
+def training_look(images: np.ndarray) -> dict[str, list[float]]:
+    """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], kept for `unlike_training`."""
+    flat = images.reshape(len(images), -1)
+    look = {"brightness": flat.mean(1), "contrast": flat.std(1)}
+    return {name: [float(v) for v in np.percentile(values, [0.5, 99.5])] for name, values in look.items()}
+
+
+def unlike_training(raw: np.ndarray, metadata: dict[str, Any]) -> str:
+    """What about a raw image does not look like the training set, in words; empty where nothing does."""
+    normalisation = Normalisation.from_dict(metadata["normalisation"])
+    notes = []
+    if normalisation.channels == 1 and raw.ndim == 3 and is_colour(raw):
+        notes.append("a colour image, but training images were grey")
+    if (raw.dtype == np.uint8) != (normalisation.bits == 8):
+        notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
+    if max(raw.shape[:2]) < normalisation.size // 2:
+        notes.append(f"only {raw.shape[1]} x {raw.shape[0]} pixels")
+    stored = normalisation.floats(normalisation.apply(raw))
+    for name, (low, high) in metadata.get("look", {}).items():
+        value = float(stored.mean() if name == "brightness" else stored.std())
+        margin = 0.25 * (high - low)
+        if not low - margin <= value <= high + margin:
+            notes.append(f"{name} {value:.2f} lies outside the training images' {low:.2f} .. {high:.2f}")
+    return "; ".join(notes)
+
+
+def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
+    """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv."""
+    images, settings = open_images(data, run.settings().seed), run.settings()
+    unknown = sorted(set(images.classes) - set(predictor.classes))
+    if unknown:
+        raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {predictor.classes}.")
+    kept, broken = [], []
+
+    def pixels() -> Iterator[np.ndarray]:
+        for record in images.records:
+            try:
+                image = images.read(record)
+            except InputError as error:
+                broken.append(str(error))
+            else:
+                kept.append(record)
+                yield image
+
+    probabilities = np.concatenate(list(predict_raw(predictor, pixels())) or [np.zeros((0, len(predictor.classes)))])
+    if len(broken) > settings.data.max_broken * len(images.records):
+        raise InputError(f"{len(broken)} of {len(images.records)} images cannot be read, the first being {broken[0]}")
+    labels = np.array([predictor.classes.index(record.label) for record in kept])
+    metrics = {
+        "split": "external", "data": data,
+        **evaluate_predictions(
+            probabilities, labels, [record.group for record in kept], predictor.classes,
+            bootstrap=settings.evaluation.bootstrap, level=settings.evaluation.level, seed=settings.seed,
+        ),
+        "broken": broken,
+    }  # fmt: skip
+    name = f"external-{Path(data.rstrip('/')).stem.replace(':', '')}"
+    write_predictions(
+        run.evaluation / f"{name}.csv", [record.path for record in kept], labels, probabilities, predictor.classes
+    )
+    write_json(run.evaluation / f"{name}.json", metrics)
+    return metrics

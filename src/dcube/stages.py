@@ -1,0 +1,180 @@
+"""The stages of a run: diffuse, select, classify, evaluate, report. Each reads and leaves files of the run folder,
+is skipped where it was done with the same inputs, and continues where it was interrupted.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcube.classifier.model import Predictor, load_predictor
+from dcube.classifier.train import train_classifier
+from dcube.config import Experiment
+from dcube.data.dataset import ImageData
+from dcube.data.store import Store
+from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
+from dcube.errors import InputError
+from dcube.evaluation.floors import floors
+from dcube.evaluation.intervals import evaluate_predictions, without_classes
+from dcube.external import evaluate_external, training_look
+from dcube.features.selection import select_blocks
+from dcube.files import digest, file_digest, read_json, write_json, write_text
+from dcube.progress import progress
+from dcube.report.figures import selection_figure
+from dcube.report.page import write_report
+from dcube.runs import Run
+from dcube.tables import read_split, write_predictions
+from dcube.training.runtime import pick_device
+
+CHUNK = 32  # images per forward
+LOOK = 2000  # training images that say what images look like
+FLOOR_SIZE = 128  # pixels; what the floors look at
+
+
+def diffuse(run: Run, deadline: float | None = None) -> Path:
+    """Step 1: RUN/diffusion/model.safetensors."""
+    settings, data = run.settings(), open_data(run)
+    inputs = digest([run.store_key(), file_digest(run.split), settings.seed, settings.diffusion.model_dump(mode="json")])
+    if not run.is_done("diffuse", inputs):
+        run.begin("diffuse", inputs)
+        _, result = train_diffusion(data, settings, run.diffusion, deadline)
+        if result.finished:
+            run.mark_done("diffuse", inputs)
+    return run.diffusion / "model.safetensors"
+
+
+def select(run: Run) -> dict[str, Any]:
+    """The Gaussianity test (eq. 6): RUN/selection.json and selection.svg. Returns the selection."""
+    settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
+    relevant = settings.features.model_dump(mode="json", exclude={"timesteps", "eval_timesteps", "cache_gb"})
+    inputs = digest([file_digest(weights), settings.seed, relevant])
+    if not run.is_done("select", inputs):
+        run.begin("select", inputs)
+        diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
+        selection = select_blocks(diffusion, open_data(run), settings.features, settings.seed)
+        write_text(run.selection_figure, selection_figure(selection))
+        write_json(run.selection, selection)
+        run.mark_done("select", inputs)
+    found: dict[str, Any] = read_json(run.selection)
+    return found
+
+
+def classify(run: Run, deadline: float | None = None) -> Path:
+    """Step 2: RUN/classifier/model.safetensors."""
+    settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
+    blocks = read_json(_made(run.selection, "select"))["selected"]
+    relevant = [settings.classifier, settings.data, settings.features]
+    inputs = digest([file_digest(weights), blocks, settings.seed, [part.model_dump(mode="json") for part in relevant]])
+    if not run.is_done("classify", inputs):
+        run.begin("classify", inputs)
+        print(f"classifier: class balance by {settings.data.balance}, blocks {blocks}")
+        diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
+        data = open_data(run)
+        look = training_look(data.images(data.indices("train")[:LOOK], settings.data.size).numpy())
+        _, result = train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)
+        if result.finished:
+            run.mark_done("classify", inputs)
+    return run.classifier / "model.safetensors"
+
+
+def evaluate(run: Run, split: str, again: bool = False, data: str | None = None) -> dict[str, Any]:
+    """Metrics with intervals and the floors beside them; metrics.json and predictions.csv (-val for validation).
+
+    The test split may be looked at once; more needs `again` and is counted. With `data`, another set of images
+    with the same classes is evaluated whole, into evaluation/external-NAME.json and .csv.
+    """
+    settings, weights = run.settings(), _made(run.classifier / "model.safetensors", "classify")
+    if data is not None:
+        return evaluate_external(run, load(run, pick_device(settings.runtime.device)), data)
+    images = open_data(run)
+    if not len(images.indices(split)):
+        raise InputError(f"{run.path} has no {split} split to evaluate.")
+    inputs = digest([file_digest(weights), settings.evaluation.model_dump(mode="json")])
+    suffix = "" if split == "test" else f"-{split}"
+    file = run.evaluation / f"metrics{suffix}.json"
+    if file.exists() and not again and read_json(file).get("inputs") == inputs:
+        done: dict[str, Any] = read_json(file)
+        return done
+    looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
+    rows = images.indices(split)
+    probabilities = predict_rows(load(run, pick_device(settings.runtime.device)), images, rows)
+    metrics = {"split": split, **figures(images, rows, probabilities, settings), **looks, "inputs": inputs}
+    paths = [images.store.paths[i] for i in rows]
+    table = run.evaluation / f"predictions{suffix}.csv"
+    write_predictions(table, paths, images.labels[rows], probabilities, images.classes)
+    write_json(file, metrics)
+    return metrics
+
+
+def report(run: Run) -> Path:
+    """RUN/report.html from what the other stages left."""
+    return write_report(run.path)
+
+
+def load(run: Run, device: torch.device) -> Predictor:
+    """The trained classifier of a run, with its diffusion model."""
+    diffusion: Diffusion = load_diffusion(_made(run.diffusion / "model.safetensors", "diffuse"), device)
+    return load_predictor(_made(run.classifier / "model.safetensors", "classify"), diffusion, device)
+
+
+def open_data(run: Run) -> ImageData:
+    """The run's images with its own splits (split.csv)."""
+    store = Store.open(run.store())
+    splits = read_split(run.split)
+    return ImageData(store, np.array([splits[path] for path in store.paths]))
+
+
+def predict_rows(predictor: Predictor, data: ImageData, rows: np.ndarray) -> np.ndarray:
+    """Probabilities [n, K] float64 for rows of a store."""
+    device = next(predictor.model.parameters()).device
+    sizes = predictor.frozen.diffusion.config.image_size, predictor.config.cnn_size
+    parts = []
+    with progress("prediction", len(rows)) as advance:
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            small, large = (data.images(chunk, size).to(device) for size in sizes)
+            parts.append(predictor(small, large).cpu().double().numpy())
+            advance(start + len(chunk), "")
+    return np.concatenate(parts)
+
+
+def figures(data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment) -> dict[str, Any]:
+    """Metrics of the contract for `rows` of a store, with "floors" and "without" beside them."""
+    labels, groups = data.labels[rows], np.array(data.groups)[rows]
+    options = {
+        "bootstrap": settings.evaluation.bootstrap, "level": settings.evaluation.level, "seed": settings.seed,
+    }  # fmt: skip
+    systems = {"": probabilities}
+    if settings.evaluation.floors:
+        train = data.indices("train")
+        look = [data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows)]
+        systems |= floors(
+            look[0], data.labels[train], np.array(data.groups)[train], look[1],
+            classes=len(data.classes), seed=settings.seed,
+        )  # fmt: skip
+
+    def measure(left_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+        out = {}
+        for name, p in systems.items():
+            kept = without_classes(p, labels, groups, data.classes, left_out) if left_out else (
+                p, labels, groups, data.classes,
+            )  # fmt: skip
+            out[name] = evaluate_predictions(*kept, **options)
+        return out
+
+    everything = measure(())
+    metrics = everything.pop("")
+    metrics["floors"] = everything
+    metrics["without"] = {}
+    for left_out in settings.evaluation.without:
+        restricted = measure(left_out)
+        metrics["without"][", ".join(left_out)] = {"metrics": restricted.pop(""), "floors": restricted}
+    return metrics
+
+
+def _made(path: Path, stage: str) -> Path:
+    if not path.is_file():
+        run = path.parent if path.suffix == ".json" else path.parent.parent
+        raise InputError(f"{path} is not there yet; `dcube {stage} {run}` makes it.")
+    return path
