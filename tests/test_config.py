@@ -2,8 +2,9 @@
 
 import pytest
 
-from dcube.config import Experiment, changed_settings, load_experiment, parse_experiment, recipe_names
+from dcube.config import Experiment
 from dcube.errors import InputError
+from dcube.settings import changed_settings, load_experiment, parse_experiment, recipe_names
 
 PAPER = {  # recipe: epochs of step 1, epochs of step 2, lambda_1
     "pancreas-ct": (280, 70, 10),

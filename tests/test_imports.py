@@ -10,12 +10,15 @@ import dcube
 ROOT = Path(dcube.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    *("errors", "files", "progress", "lock", "config"),
+    *("errors", "files", "progress", "lock", "config", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "report"),
     *("tables", "runs", "external", "stages", "crossval", "dryrun", "api", "console", "prediction", "cli"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
-LIGHT = ("__init__", "errors", "files", "progress", "lock", "config", "runs", "api", "console", "prediction", "cli")
+LIGHT = (
+    *("__init__", "errors", "files", "progress", "lock", "config", "settings"),
+    *("runs", "api", "console", "prediction", "cli"),
+)
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcube.config import load_experiment, recipe_names
+from dcube.settings import load_experiment, recipe_names
 
 MAP = (Path(__file__).parent.parent / "docs" / "paper_map.md").read_text(encoding="utf-8")
 

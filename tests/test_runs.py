@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from dcube.config import Experiment, load_experiment
+from dcube.config import Experiment
 from dcube.errors import InputError
 from dcube.runs import OUTPUTS, Run, opened
+from dcube.settings import load_experiment
 
 HOLDER = """
 import os, sys, time

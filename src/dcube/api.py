@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dcube.config import Experiment, load_experiment
+from dcube.config import Experiment
 from dcube.errors import InputError
 from dcube.runs import Run
+from dcube.settings import load_experiment
 
 if TYPE_CHECKING:
     from dcube.classifier.model import Predictor

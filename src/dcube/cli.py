@@ -184,7 +184,7 @@ def recipes(debug: Debug = False) -> None:
     """List the recipes with what each is for."""
     from importlib import resources
 
-    from dcube.config import recipe_names
+    from dcube.settings import recipe_names
 
     for name in recipe_names():
         first = resources.files("dcube.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]

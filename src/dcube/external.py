@@ -108,7 +108,8 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     images, settings = open_images(data, run.settings().seed), run.settings()
     unknown = sorted(set(images.classes) - set(predictor.classes))
     if unknown:
-        raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {predictor.classes}.")
+        known = ", ".join(predictor.classes)
+        raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
     kept, broken = [], []
 
     def pixels() -> Iterator[np.ndarray]:

@@ -16,10 +16,11 @@ from typing import Any, Self
 import yaml
 
 import dcube
-from dcube.config import Experiment, changed_settings, load_experiment, parse_experiment
+from dcube.config import Experiment
 from dcube.errors import InputError
 from dcube.files import read_json, write_json, write_text
 from dcube.lock import folder_lock
+from dcube.settings import changed_settings, load_experiment, parse_experiment
 
 # stage -> everything it leaves; the first of them (or the file named in PROOF) shows that it ended
 OUTPUTS: dict[str, tuple[str, ...]] = {
@@ -37,7 +38,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "classify": ("features", "classifier", "evaluation", "runtime"),
     "evaluate": ("evaluation", "runtime"),
 }
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "scikit-image", "accelerate", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "accelerate", "pillow")
 
 
 class Run:
@@ -130,7 +131,8 @@ class Run:
                     f" (key {store_key}); give another --out, or --restart to begin anew."
                 )
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
-            write_json(run.data, {"name": data_name, "key": store_key, "store": str(Path(store).resolve()), "broken": broken or []})
+            place = str(Path(store).resolve())
+            write_json(run.data, {"name": data_name, "key": store_key, "store": place, "broken": broken or []})
             run.write_environment(device)
         return run
 

@@ -35,7 +35,8 @@ FLOOR_SIZE = 128  # pixels; what the floors look at
 def diffuse(run: Run, deadline: float | None = None) -> Path:
     """Step 1: RUN/diffusion/model.safetensors."""
     settings, data = run.settings(), open_data(run)
-    inputs = digest([run.store_key(), file_digest(run.split), settings.seed, settings.diffusion.model_dump(mode="json")])
+    relevant = settings.diffusion.model_dump(mode="json")
+    inputs = digest([run.store_key(), file_digest(run.split), settings.seed, relevant])
     if not run.is_done("diffuse", inputs):
         run.begin("diffuse", inputs)
         _, result = train_diffusion(data, settings, run.diffusion, deadline)
@@ -99,7 +100,9 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
     probabilities = predict_rows(load(run, pick_device(settings.runtime.device)), images, rows)
-    metrics = {"split": split, **figures(images, rows, probabilities, settings), **looks, "inputs": inputs}
+    systems = with_floors(images, rows, probabilities, settings)
+    measured = figures(systems, images.labels[rows], np.array(images.groups)[rows], images.classes, settings)
+    metrics = {"split": split, **measured, **looks, "inputs": inputs}
     paths = [images.store.paths[i] for i in rows]
     table = run.evaluation / f"predictions{suffix}.csv"
     write_predictions(table, paths, images.labels[rows], probabilities, images.classes)
@@ -139,34 +142,37 @@ def predict_rows(predictor: Predictor, data: ImageData, rows: np.ndarray) -> np.
     return np.concatenate(parts)
 
 
-def figures(data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment) -> dict[str, Any]:
-    """Metrics of the contract for `rows` of a store, with "floors" and "without" beside them."""
-    labels, groups = data.labels[rows], np.array(data.groups)[rows]
-    options = {
-        "bootstrap": settings.evaluation.bootstrap, "level": settings.evaluation.level, "seed": settings.seed,
-    }  # fmt: skip
+def with_floors(
+    data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment
+) -> dict[str, np.ndarray]:
+    """Probabilities of D-Cube ("") and of every floor, trained on the same training split, for `rows` of a store."""
     systems = {"": probabilities}
     if settings.evaluation.floors:
         train = data.indices("train")
-        look = [data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows)]
-        systems |= floors(
-            look[0], data.labels[train], np.array(data.groups)[train], look[1],
-            classes=len(data.classes), seed=settings.seed,
-        )  # fmt: skip
+        seen, asked = (data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows))
+        groups, classes = np.array(data.groups)[train], len(data.classes)
+        systems |= floors(seen, data.labels[train], groups, asked, classes=classes, seed=settings.seed)
+    return systems
+
+
+def figures(
+    systems: dict[str, np.ndarray], labels: np.ndarray, groups: np.ndarray, classes: list[str], settings: Experiment
+) -> dict[str, Any]:
+    """Metrics of the contract, with "floors" and, for the class sets of `evaluation.without`, "without" beside them."""
 
     def measure(left_out: tuple[str, ...]) -> dict[str, dict[str, Any]]:
         out = {}
         for name, p in systems.items():
-            kept = without_classes(p, labels, groups, data.classes, left_out) if left_out else (
-                p, labels, groups, data.classes,
-            )  # fmt: skip
-            out[name] = evaluate_predictions(*kept, **options)
+            kept = (p, labels, groups, classes)
+            if left_out:
+                kept = without_classes(p, labels, groups, classes, left_out)
+            how = settings.evaluation
+            out[name] = evaluate_predictions(*kept, bootstrap=how.bootstrap, level=how.level, seed=settings.seed)
         return out
 
     everything = measure(())
     metrics = everything.pop("")
-    metrics["floors"] = everything
-    metrics["without"] = {}
+    metrics |= {"floors": everything, "without": {}}
     for left_out in settings.evaluation.without:
         restricted = measure(left_out)
         metrics["without"][", ".join(left_out)] = {"metrics": restricted.pop(""), "floors": restricted}

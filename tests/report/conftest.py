@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
-from dcube.config import load_experiment
 from dcube.evaluation import evaluate_predictions, without_classes
 from dcube.files import write_json, write_text
+from dcube.settings import load_experiment
 
 CLASSES = ["benign", "malignant & <odd>", "normal $x$"]
 

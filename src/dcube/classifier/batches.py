@@ -67,6 +67,7 @@ def make_cache(
     size = FeatureCache.gigabytes(frozen, len(indices), len(timesteps), mirror)
     if size > experiment.features.cache_gb:
         if experiment.features.cache_gb:
-            print(f"features: a cache would take {size:.1f} GB (features.cache_gb is {experiment.features.cache_gb:g}): live")
+            bound = experiment.features.cache_gb
+            print(f"features: a cache would take {size:.1f} GB (features.cache_gb is {bound:g}): live")
         return None
     return FeatureCache(frozen, data, indices, timesteps, mirror, directory)

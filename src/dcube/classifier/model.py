@@ -13,6 +13,7 @@ from dcube.config import ClassifierConfig, FeaturesConfig
 from dcube.diffusion.train import Diffusion
 from dcube.features.frozen import FrozenFeatures
 from dcube.features.subnet import SubNetwork
+from dcube.training.runtime import full_precision
 from dcube.training.state import load_weights
 
 
@@ -38,7 +39,7 @@ class DCubeClassifier(nn.Module):
     def probabilities(self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]]) -> torch.Tensor:
         """Class probabilities [B, K], averaged over the fixed timesteps; the CNN is run once."""
         f_sub = self.subnet(images)
-        logits = torch.stack([self.head(f_sub, maps).float() for maps in per_timestep])
+        logits = torch.stack([full_precision(self.head(f_sub, maps)) for maps in per_timestep])
         return logits.softmax(-1).mean(0)
 
 

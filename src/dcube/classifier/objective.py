@@ -4,9 +4,12 @@ import torch
 import torch.nn.functional as F
 
 from dcube.diffusion.backbone import Denoiser
+from dcube.training.runtime import full_precision
 
 
-def cycle_loss(denoiser: Denoiser, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def cycle_loss(
+    denoiser: Denoiser, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, logits: torch.Tensor
+) -> torch.Tensor:
     """Eq. 7: || eps_theta(x_t, y~) - eps_theta(x_t, y) ||, mean of squares over all values.
 
     y~ is the prediction as a soft label (probabilities times the label table), so that the gradient reaches
@@ -16,26 +19,30 @@ def cycle_loss(denoiser: Denoiser, x_t: torch.Tensor, t: torch.Tensor, y: torch.
         target, _ = denoiser(x_t, t, y)
     predicted, _ = denoiser(x_t, t, logits.softmax(-1))
     assert predicted is not None and target is not None
-    return F.mse_loss(predicted.float(), target.float())
+    return F.mse_loss(full_precision(predicted), full_precision(target))
 
 
 def consistency_loss(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
     """Eq. 8: squared L2 distance of the logits of an image and of its mirror image, mean over the batch. [B, K]."""
-    return (logits.float() - mirrored.float()).square().sum(-1).mean()
+    return (full_precision(logits) - full_precision(mirrored)).square().sum(-1).mean()
 
 
 class ClassifierObjective:
     """Eq. 10: L_CLS = L_CE + lambda_1 L_Cycle + lambda_2 L_CR, with L_CE of eq. 9 (mean over the batch)."""
 
-    def __init__(self, lambda_cycle: float, lambda_consistency: float, class_weights: torch.Tensor | None = None) -> None:
-        self.lambda_cycle, self.lambda_consistency, self.class_weights = lambda_cycle, lambda_consistency, class_weights
+    def __init__(
+        self, lambda_cycle: float, lambda_consistency: float, class_weights: torch.Tensor | None = None
+    ) -> None:
+        self.lambda_cycle, self.lambda_consistency = lambda_cycle, lambda_consistency
+        self.class_weights = class_weights
 
     def __call__(
         self, logits: torch.Tensor, y: torch.Tensor, cycle: torch.Tensor | None, mirrored: torch.Tensor | None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """logits, mirrored: [B, K]; y: [B]; cycle: the scalar of eq. 7. Terms that are None count as 0."""
-        weights = None if self.class_weights is None else self.class_weights.to(logits.device)
-        loss = F.cross_entropy(logits.float(), y, weight=weights)
+        logits = full_precision(logits)
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        loss = F.cross_entropy(logits, y, weight=weights)
         parts = {"cross_entropy": loss.detach()}
         if cycle is not None:
             loss = loss + self.lambda_cycle * cycle

@@ -45,7 +45,8 @@ class ClassifierLoss:
         if self.config.lambda_cycle:
             part = math.ceil(self.config.cycle_fraction * len(logits))  # the batch is in random order
             t = batch["cycle_t"][:part]
-            x_t = self.frozen.diffusion.schedule.add_noise(batch["small"][:part] * 2 - 1, batch["cycle_noise"][:part], t)
+            x0, noise = batch["small"][:part] * 2 - 1, batch["cycle_noise"][:part]
+            x_t = self.frozen.diffusion.schedule.add_noise(x0, noise, t)
             cycle = cycle_loss(self.denoiser, x_t, t, batch["y"][:part], logits[:part])
         return self.objective(logits, batch["y"], cycle, mirrored)
 
@@ -53,7 +54,8 @@ class ClassifierLoss:
         if f"{prefix}0" in batch:
             return [batch[f"{prefix}{i}"] for i in range(len(self.frozen.blocks))]
         small = batch["small"] if prefix == "map" else batch["small"].flip(-1)
-        return [m.clone() for m in self.frozen(small, batch["t"])]  # clone: inference tensors cannot be saved for backward
+        maps = self.frozen(small, batch["t"])
+        return [m.clone() for m in maps]  # inference tensors cannot be saved for backward
 
 
 class Validation:
@@ -141,12 +143,13 @@ def train_classifier(
     )  # fmt: skip
     steps = config.optimizer.total_steps(len(batches.indices))
     result = train(task, config.optimizer, steps, experiment.seed, directory, experiment.runtime, deadline)
-    best = directory / "best.safetensors"
-    if result.extra.get("best"):
-        tensors, metadata = load_weights(best)
-        result.model.load_state_dict(tensors)
-    save_weights(directory / "model.safetensors", result.model, metadata)
+    best, final = directory / "best.safetensors", directory / "model.safetensors"
+    if best.exists() or not (result.finished and final.exists()):  # else this ended before, and cleared up
+        if result.extra.get("best"):
+            tensors, metadata = load_weights(best)
+            result.model.load_state_dict(tensors)
+        save_weights(final, result.model, metadata)
     for left_over in (best, *directory.glob("features-*.f16")):
         if result.finished:
             left_over.unlink(missing_ok=True)
-    return load_predictor(directory / "model.safetensors", diffusion), result
+    return load_predictor(final, diffusion), result

@@ -56,7 +56,8 @@ class Denoiser(nn.Module):
         if y is None:
             y = self.labels.weight.new_full((batch,), self.null_label, dtype=torch.long)
         if y.is_floating_point():
-            return y @ self.labels.weight[: self.num_classes]
+            table = self.labels.weight[: self.num_classes]
+            return (y[:, :, None] * table).sum(1)  # no matmul: autocast would round a soft label, not a hard one
         embedded: torch.Tensor = self.labels(y)
         return embedded
 

@@ -7,11 +7,12 @@ from torch import nn
 from dcube.config import ContrastiveConfig
 from dcube.diffusion.backbone import Denoiser
 from dcube.diffusion.schedule import Schedule
+from dcube.training.runtime import full_precision
 
 
 def noise_loss(predicted: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """Eq. 3, read as the text says it: mean squared error of the noise over all values. Both [B, C, H, W]."""
-    return F.mse_loss(predicted.float(), noise.float())
+    return F.mse_loss(full_precision(predicted), full_precision(noise))
 
 
 def pair_distance(f1: torch.Tensor, f2: torch.Tensor, distance: str) -> torch.Tensor:
@@ -20,7 +21,7 @@ def pair_distance(f1: torch.Tensor, f2: torch.Tensor, distance: str) -> torch.Te
     f1, f2: [B, ...] features. `paper`: L2 over all values. `pooled`: f are maps [B, C, h, w]; L2 between
     their means over the positions, brought to unit length, so that a margin means something at any width.
     """
-    f1, f2 = f1.float(), f2.float()
+    f1, f2 = full_precision(f1), full_precision(f2)
     if distance == "pooled":
         f1, f2 = (F.normalize(f.flatten(2).mean(2), dim=1) for f in (f1, f2))
     return torch.linalg.vector_norm((f1 - f2).flatten(1), dim=1)
@@ -54,7 +55,8 @@ class GenerativeObjective:
         """x: [B, 2, C, H, W] in [-1, 1]; y, dropped (label replaced by null): [B, 2]; same, t: [B];
         noise: [B, C, H, W], shared by the pair like t. Returns the loss and its parts.
         """
-        core: Denoiser = getattr(model, "module", model)  # type: ignore[assignment]
+        core = model if isinstance(model, Denoiser) else model.module  # wrapped for many processes
+        assert isinstance(core, Denoiser)
         taps = (self.middle,) if self.config.weight and self.config.label == "true" else ()
         t2, noise2 = t.repeat(2), noise.repeat(2, 1, 1, 1)
         x_t = self.schedule.add_noise(x.transpose(0, 1).flatten(0, 1), noise2, t2)
@@ -69,7 +71,8 @@ class GenerativeObjective:
             feature = features[self.middle]
             if self.config.distance == "pooled":
                 feature = core.as_map(feature)
-            distances = pair_distance(*feature.chunk(2), distance=self.config.distance)
+            f1, f2 = feature.chunk(2)
+            distances = pair_distance(f1, f2, self.config.distance)
             reduction = "sum" if self.config.distance == "paper" else "mean"
             contrastive, active = contrastive_loss(distances, same, self.config.margin, reduction)
             loss = loss + self.config.weight * contrastive

@@ -31,15 +31,19 @@ class Diffusion:
     channels: int
     classes: list[str]
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.labels.weight.device
+
     def sample(self, labels: torch.Tensor, seed: int, steps: int | None = None) -> torch.Tensor:
         """Images [B, C, H, W] in [0, 1] for labels [B] int64; image i depends on (seed, i) alone."""
         size = self.config.image_size
         start = torch.stack(
             [torch.randn(self.channels, size, size, generator=torch_rng(seed, "sample", i)) for i in range(len(labels))]
         )
-        device = self.schedule.alpha.device
         images = ddim_sample(
-            self.model, self.schedule, labels.to(device), start.to(device),
+            self.model, self.schedule, labels.to(self.device), start.to(self.device),
             steps or self.config.sample_steps, self.config.guidance_scale,
         )  # fmt: skip
         return (images.float().cpu() + 1) / 2
@@ -94,7 +98,8 @@ def train_diffusion(
         return objective(wrapped, **batch)
 
     def draw(step: int, ema: nn.Module, extra: dict[str, Any]) -> dict[str, Any]:
-        made = Diffusion(ema, schedule.to(ema.labels.weight.device), config, channels, data.classes)  # type: ignore
+        assert isinstance(ema, Denoiser)
+        made = Diffusion(ema, schedule.to(ema.labels.weight.device), config, channels, data.classes)
         file = directory / "samples" / f"step-{step:08d}.png"
         write_grid(file, made, seed)
         return {"event": "samples", "file": f"samples/{file.name}"}

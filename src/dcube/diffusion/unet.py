@@ -36,7 +36,8 @@ class MapAttention(nn.Module):
     def __init__(self, width: int, groups: int, head_width: int = 32) -> None:
         super().__init__()
         self.heads = max(1, width // head_width)
-        self.norm, self.qkv, self.proj = nn.GroupNorm(groups, width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.norm = nn.GroupNorm(groups, width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
 

@@ -23,7 +23,7 @@ class FrozenFeatures:
         self.diffusion, self.mode, self.grid = diffusion, mode, grid
         self.blocks = [diffusion.model.blocks[i] for i in blocks]
         size = diffusion.config.image_size
-        blank = torch.zeros(1, diffusion.channels, size, size, device=diffusion.schedule.alpha.device)
+        blank = torch.zeros(1, diffusion.channels, size, size, device=diffusion.device)
         maps = self(blank, torch.zeros(1, dtype=torch.long, device=blank.device))
         self.shapes: list[tuple[int, int, int]] = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
 
@@ -58,6 +58,8 @@ class FeatureCache:
         path = directory / f"features-{key}.f16"
         shape = (len(indices), 1 + flips, len(timesteps), sum(self.sizes))
         if not path.exists():
+            for left_over in directory.glob(".features-*.tmp.f16"):  # of a process that was killed; they can be large
+                left_over.unlink()
             atomic_write(path, lambda temporary: self._fill(temporary, shape, frozen, data, indices))
         self.values = np.memmap(path, dtype=np.float16, mode="r", shape=shape)
 
@@ -75,7 +77,7 @@ class FeatureCache:
         self, path: Path, shape: tuple[int, ...], frozen: FrozenFeatures, data: ImageData, indices: np.ndarray
     ) -> None:
         values = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
-        device = frozen.diffusion.schedule.alpha.device
+        device = frozen.diffusion.device
         with progress("features", len(indices)) as advance:
             for start in range(0, len(indices), CHUNK):
                 images = data.images(indices[start : start + CHUNK], frozen.diffusion.config.image_size).to(device)

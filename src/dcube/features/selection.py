@@ -74,11 +74,10 @@ def sample_features(
     """Features {block: [B, C, h, w]} of at most `features.batch_size` training images, drawn by the seed."""
     train = data.indices("train")
     drawn = np.sort(numpy_rng(seed, "gaussianity").permutation(train)[: config.batch_size])
-    device = diffusion.schedule.alpha.device
     chunks: dict[str, list[np.ndarray]] = {name: [] for name in diffusion.model.blocks}
     for start in range(0, len(drawn), CHUNK):
-        images = data.images(drawn[start : start + CHUNK], diffusion.config.image_size).to(device)
-        t = torch.full((len(images),), config.timestep, device=device)
+        images = data.images(drawn[start : start + CHUNK], diffusion.config.image_size).to(diffusion.device)
+        t = torch.full((len(images),), config.timestep, device=diffusion.device)
         for name, feature in zip(chunks, block_maps(diffusion, images, t, diffusion.model.blocks), strict=True):
             chunks[name].append(feature.float().cpu().numpy())
     return {name: np.concatenate(parts) for name, parts in chunks.items()}

@@ -42,7 +42,7 @@ class SubNetwork(nn.Module):
         return feature
 
 
-def create_cnn(name: str, weights: str = "auto") -> tuple[nn.Module, str]:
+def create_cnn(name: str, weights: str = "auto") -> tuple[Any, str]:
     """A timm model without its classification head, and where its weights came from.
 
     weights: "none" (random), "offline" (the package of the extra `offline`), "hub" (timm's download), a file
@@ -77,7 +77,7 @@ def create_cnn(name: str, weights: str = "auto") -> tuple[nn.Module, str]:
     return _model_from_file(name, Path(weights)), f"file {Path(weights).name}"
 
 
-def _offline_model() -> nn.Module:
+def _offline_model() -> Any:
     """The package's tensors stand in the same order as timm's, one to one."""
     import timm
 
@@ -87,7 +87,7 @@ def _offline_model() -> nn.Module:
     if not files:
         raise DCubeError(f"The package {OFFLINE_PACKAGE} holds no weights file; reinstall the extra 'offline'.")
     theirs = list(torch.load(files[0], map_location="cpu", weights_only=True).values())
-    model = timm.create_model(OFFLINE_MODEL, pretrained=False)
+    model: Any = timm.create_model(OFFLINE_MODEL, pretrained=False)
     mine = model.state_dict()
     if len(theirs) != len(mine) or any(a.shape != b.shape for a, b in zip(theirs, mine.values(), strict=False)):
         raise DCubeError(f"The weights in {OFFLINE_PACKAGE} do not line up with timm's {OFFLINE_MODEL}.")
@@ -104,13 +104,15 @@ def _model_from_file(name: str, path: Path) -> nn.Module:
         raise InputError(f"classifier.cnn_weights: there is no file '{path}' (or use auto, offline, hub, none).")
     model = timm.create_model(name, pretrained=False, num_classes=0)
     try:
-        tensors = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        held: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"The weights file '{path}' cannot be read safely ({type(error).__name__}).") from error
-    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else {}
+    tensors = held.get("state_dict", held) if isinstance(held, dict) else {}
     wanted = model.state_dict()
-    missing = [key for key in wanted if key not in tensors or tensors[key].shape != wanted[key].shape]
+    missing = [key for key in wanted if getattr(tensors.get(key), "shape", None) != wanted[key].shape]
     if missing:
-        raise InputError(f"The weights file '{path}' does not fit {name}: {len(missing)} tensors lack, such as {missing[0]}.")
+        raise InputError(
+            f"The weights file '{path}' does not fit {name}: {len(missing)} tensors lack, such as {missing[0]}."
+        )
     model.load_state_dict({key: tensors[key] for key in wanted})
     return model

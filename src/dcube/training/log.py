@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dcube.files import write_text
+
 
 class Log:
     """JSON lines at `path`. Opening it for a resume at `step` drops what came after that step."""
@@ -12,7 +14,7 @@ class Log:
     def __init__(self, path: Path, step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(path) if row["step"] <= step] if step else []
-        path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the training
         self._board = _tensorboard(path.parent / "tensorboard", step)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -21,7 +21,8 @@ from dcube.training.order import key
 from dcube.training.runtime import Runtime, memory_advice
 from dcube.training.state import TrainState, checkpoints
 
-Batch = Parts = dict[str, torch.Tensor]
+Batch: TypeAlias = dict[str, torch.Tensor]
+Parts: TypeAlias = dict[str, torch.Tensor]
 LOG_EVERY = 10  # steps between log rows: the loop waits for the device only then
 
 
@@ -74,53 +75,62 @@ def train(
     state = TrainState(task.model, optimizer, EMA(task.model, config.ema_decay))
     resumed = state.resume(directory / "checkpoint")
     log = Log(directory / "log.jsonl", state.step) if runtime.is_main else None
-    if not resumed:
+    if not resumed and runtime.is_main:
         state.save(directory / "checkpoint")
     _keep_dtype(runtime, config.dtype, directory)
     buffer: list[tuple[int, Parts]] = []
     started = saved = time.monotonic()
+
+    def report() -> dict[str, Any]:
+        row = _flush(buffer, directory) | {"lr": learning_rate(config, state.step - 1, steps)}
+        row |= {"epoch": state.step / task.steps_per_epoch, "seconds": round(time.monotonic() - started, 3)}
+        if log:
+            log.write(row)
+        return row
+
     with progress(task.name, steps, state.step) as advance, memory_advice(task.memory_settings):
         for batch in _ahead(task.batch, state.step, steps):
             out_of_time = deadline is not None and time.monotonic() > deadline
             if runtime.any_process(out_of_time):
                 break
             torch.manual_seed(key(seed, task.name, "step", state.step))  # dropout and the like
-            rate = learning_rate(config, state.step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("scale", 1.0)
-
             with runtime.autocast():
                 loss, parts = task.loss(model, runtime.share(batch), state.step)
             runtime.backward(loss)
-            norm = nn.utils.clip_grad_norm_(task.model.parameters(), config.grad_clip or math.inf)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            state.ema.update(task.model, state.step)
+            norm = _update(state, config, steps)
 
             state.step += 1
             buffer.append((state.step, {"loss": loss.detach(), **parts, "grad_norm": norm}))
             due = [hook for hook in task.hooks if state.step % hook.every == 0 or state.step == steps]
             save = time.monotonic() - saved > settings.checkpoint_seconds or state.step == steps
             if len(buffer) == LOG_EVERY or due or save:
-                row = _flush(buffer, directory) | {"lr": rate, "epoch": state.step / task.steps_per_epoch}
-                row |= {"seconds": round(time.monotonic() - started, 3)}
-                if log:
-                    log.write(row)
-                advance(state.step, f"loss {row['loss']:.4f}")
+                advance(state.step, f"loss {report()['loss']:.4f}")
             for hook in due:
-                report = hook.run(state.step, state.ema.model, state.extra)
-                if report and log:
-                    log.write({"step": state.step, **report})
+                event = hook.run(state.step, state.ema.model, state.extra)
+                if event and log:
+                    log.write({"step": state.step, **event})
             if save and runtime.is_main:
                 state.save(directory / "checkpoint")
                 saved = time.monotonic()
-    if runtime.is_main and log:
-        if buffer:
-            _flush(buffer, directory)
+    if buffer:
+        report()
+    if log:
         state.save(directory / "checkpoint")
         log.close()
     runtime.wait()
     return Trained(state.ema.model, state.step, state.step >= steps, state.extra)
+
+
+def _update(state: TrainState, config: OptimizerConfig, steps: int) -> torch.Tensor:
+    """One step of the optimiser and of the EMA. Returns the norm of the gradient before clipping."""
+    rate = learning_rate(config, state.step, steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate * group.get("scale", 1.0)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip or math.inf)
+    state.optimizer.step()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.ema.update(state.model, state.step)
+    return norm
 
 
 def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:

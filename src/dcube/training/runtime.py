@@ -40,8 +40,8 @@ class Runtime:
         """This process's part of a global batch (split along the first axis), on its device."""
         count, rank = self.accelerator.num_processes, self.accelerator.process_index
         return {
-            name: value[len(value) * rank // count : len(value) * (rank + 1) // count].to(self.device, non_blocking=True)
-            for name, value in batch.items()
+            name: v[len(v) * rank // count : len(v) * (rank + 1) // count].to(self.device, non_blocking=True)
+            for name, v in batch.items()
         }
 
     def any_process(self, flag: bool) -> bool:
@@ -86,6 +86,11 @@ def pick_device(device: str) -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def full_precision(x: torch.Tensor) -> torch.Tensor:
+    """x in float32, where losses and probabilities are formed also under bf16; float64 stays what it is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -25,8 +25,10 @@ class TrainState:
         self.extra: dict[str, Any] = {}
 
     def save(self, directory: Path) -> Path:
-        """Write `directory/step-N`, move it into place in one step, drop older ones."""
+        """Write `directory/step-N`, move it into place in one step, then drop older ones."""
         final = directory / f"step-{self.step:08d}"
+        if final.exists():  # complete, and equal: nothing changes between two steps
+            return final
         temporary = directory / f".tmp-{self.step:08d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -34,9 +36,8 @@ class TrainState:
         save_file(_tensors(self.ema.model), temporary / "ema.safetensors")
         save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
         (temporary / "state.json").write_text(json.dumps({"step": self.step, "extra": self.extra}))
-        for file in temporary.iterdir():
-            _sync(file)
-        shutil.rmtree(final, ignore_errors=True)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
         os.replace(temporary, final)
         _sync(directory)
         for older in checkpoints(directory)[:-1]:
@@ -54,7 +55,7 @@ class TrainState:
             self.model.load_state_dict(load_file(found[-1] / "model.safetensors"))
             self.ema.model.load_state_dict(load_file(found[-1] / "ema.safetensors"))
             self._load_optimizer(load_file(found[-1] / "optimizer.safetensors"))
-        except (RuntimeError, KeyError) as error:
+        except (RuntimeError, KeyError, SafetensorError) as error:
             raise DCubeError(
                 f"The checkpoint {found[-1]} does not fit this model; repeat with --restart to train anew."
             ) from error
@@ -64,7 +65,8 @@ class TrainState:
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         states = self.optimizer.state_dict()["state"]
-        return {f"{index}.{name}": t.detach().cpu().contiguous() for index, s in states.items() for name, t in s.items()}
+        slots = {f"{index}.{name}": tensor for index, slot in states.items() for name, tensor in slot.items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in slots.items()}
 
     def _load_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
         states: dict[int, dict[str, torch.Tensor]] = {}
@@ -73,6 +75,10 @@ class TrainState:
             states.setdefault(int(index), {})[slot] = tensor
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": states, "param_groups": groups})
+        for parameter, slots in self.optimizer.state.items():  # the memory format of an uninterrupted training
+            for name, tensor in slots.items():
+                if tensor.shape == parameter.shape:
+                    slots[name] = torch.empty_like(parameter).copy_(tensor)
 
 
 def checkpoints(directory: Path) -> list[Path]:
@@ -93,7 +99,9 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             texts = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
-        raise DCubeError(f"The weights {path} cannot be read ({error}); run the stage that makes them again.") from error
+        raise DCubeError(
+            f"The weights {path} cannot be read ({error}); run the stage that makes them again."
+        ) from error
     return tensors, {name: json.loads(text) for name, text in texts.items()}
 
 

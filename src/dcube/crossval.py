@@ -1,0 +1,78 @@
+"""Group cross-validation: every image is predicted once by a model that saw no image of its group."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcube import stages
+from dcube.config import Experiment
+from dcube.data.split import assign_folds, assign_splits
+from dcube.data.store import Store
+from dcube.errors import InputError
+from dcube.files import write_json
+from dcube.runs import Run
+from dcube.tables import write_predictions, write_split
+from dcube.training.runtime import pick_device
+
+
+def fold_splits(store: Store, settings: Experiment, folds: int) -> list[np.ndarray]:
+    """Splits [N] of each fold: "test" is its held-out part, "val" is cut from the rest by group.
+
+    A test split that the data bring stays out of it ("" in every fold), so that it can still be looked at once.
+    """
+    pool = np.array([i for i, split in enumerate(store.given_splits) if split != "test"])
+    labels, groups = [store.classes[y] for y in store.labels], store.groups
+    fold_of = assign_folds([labels[i] for i in pool], [groups[i] for i in pool], folds, settings.seed)
+    result = []
+    for fold in range(folds):
+        splits = np.full(len(labels), "", dtype="<U5")
+        rest, held_out = pool[fold_of != fold], pool[fold_of == fold]
+        given: list[str | None] = ["train"] * len(rest)
+        splits[rest] = assign_splits(
+            [labels[i] for i in rest], [groups[i] for i in rest], given,
+            val_fraction=settings.data.val_fraction, test_fraction=0, seed=settings.seed,
+        )  # fmt: skip
+        splits[held_out] = "test"
+        result.append(splits)
+    return result
+
+
+def cross_validate(
+    store: Store, data_name: str, out: Path, settings: Experiment, folds: int, restart: bool = False
+) -> dict[str, Any]:
+    """Run every fold (OUT/fold-0 ..., each a run folder that resumes) and pool the out-of-fold predictions.
+
+    Leaves OUT/evaluation/metrics.json ("split": "folds") and predictions.csv. InputError where OUT is a plain run.
+    """
+    if (out / "experiment.yaml").exists():
+        raise InputError(f"{out} holds a run without folds; give another --out.")
+    device = str(pick_device(settings.runtime.device))
+    pooled: list[dict[str, np.ndarray]] = []
+    rows: list[np.ndarray] = []
+    for fold, splits in enumerate(fold_splits(store, settings, folds)):
+        print(f"fold {fold + 1} of {folds}")
+        run = Run.create_or_open(
+            out / f"fold-{fold}", settings, store=store.directory, store_key=store.key, data_name=data_name,
+            device=device, broken=store.broken, restart=restart,
+        )  # fmt: skip
+        with run.locked():
+            write_split(run.split, store, splits)
+            stages.diffuse(run)
+            stages.select(run)
+            stages.classify(run)
+            data = stages.open_data(run)
+            held_out = data.indices("test")
+            probabilities = stages.predict_rows(stages.load(run, pick_device(settings.runtime.device)), data, held_out)
+            pooled.append(stages.with_floors(data, held_out, probabilities, settings))
+            rows.append(held_out)
+            stages.report(run)
+    order = np.argsort(np.concatenate(rows))
+    index = np.concatenate(rows)[order]
+    systems = {name: np.concatenate([part[name] for part in pooled])[order] for name in pooled[0]}
+    labels, groups = store.labels[index], np.array(store.groups)[index]
+    metrics = {"split": "folds", "folds": folds} | stages.figures(systems, labels, groups, store.classes, settings)
+    paths = [store.paths[i] for i in index]
+    write_predictions(out / "evaluation" / "predictions.csv", paths, labels, systems[""], store.classes)
+    write_json(out / "evaluation" / "metrics.json", metrics)
+    return metrics

@@ -1,0 +1,115 @@
+"""`fit --dry-run`: sizes, memory, disk and time expected, from a few steps on random pixels; nothing is written."""
+
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+import torch
+
+from dcube.classifier.model import DCubeClassifier
+from dcube.config import Experiment
+from dcube.data.records import ImageSet
+from dcube.data.split import assign_splits
+from dcube.diffusion.backbone import build_denoiser
+from dcube.diffusion.objective import GenerativeObjective
+from dcube.diffusion.schedule import Schedule
+from dcube.diffusion.train import Diffusion
+from dcube.features.frozen import FeatureCache, FrozenFeatures
+from dcube.training.runtime import Runtime
+
+TIMED_STEPS = 3  # of which the fastest counts
+
+
+def describe_run(images: ImageSet, settings: Experiment) -> str:
+    """What `fit` would do with these images and settings, as lines of text."""
+    labels = [record.label for record in images.records]
+    splits = assign_splits(
+        labels, [r.group for r in images.records], [r.split for r in images.records],
+        val_fraction=settings.data.val_fraction, test_fraction=settings.data.test_fraction, seed=settings.seed,
+    )  # fmt: skip
+    counts = Counter(zip(labels, splits.tolist(), strict=True))
+    channels = settings.data.channels if settings.data.channels != "auto" else 1
+    lines = [f"{images.name}: {len(labels)} images, {len({r.group for r in images.records})} groups"]
+    for name in images.classes:
+        lines.append(f"  {name}: " + ", ".join(f"{counts[name, split]} {split}" for split in ("train", "val", "test")))
+    train = int((splits == "train").sum())
+    size = settings.data.size
+    lines.append(f"store: {len(labels) * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits")
+    diffusion, step1 = _time_step1(settings, channels, len(images.classes))
+    step2, cache = _time_step2(settings, diffusion, len(images.classes), train)
+    for title, seconds, optimizer in (
+        ("step 1 (diffusion)", step1, settings.diffusion.optimizer),
+        ("step 2 (classifier)", step2, settings.classifier.optimizer),
+    ):
+        steps = optimizer.total_steps(train)
+        lines.append(f"{title}: {steps} steps of {seconds:.2f} s, about {steps * seconds / 60:.0f} minutes")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+    parameters = sum(p.numel() for p in diffusion.model.parameters())
+    disk = 2 * 16 * parameters / 1e9  # two checkpoints: weights, EMA, two moments
+    lines.append(f"diffusion model: {parameters / 1e6:.1f} M parameters, checkpoints {disk:.2f} GB")
+    lines.append(f"feature cache: {cache:.2f} GB (features.cache_gb allows {settings.features.cache_gb:g})")
+    lines.append(f"peak memory of these steps: {peak:.1f} GB")
+    return "\n".join([*lines, "Nothing was written."])
+
+
+def _time_step1(settings: Experiment, channels: int, classes: int) -> tuple[Diffusion, float]:
+    config = settings.diffusion
+    runtime = Runtime(settings.runtime, config.optimizer.dtype)
+    core = build_denoiser(config, channels, classes)
+    model = runtime.prepare(core)
+    schedule = Schedule(config.timesteps, config.beta_start, config.beta_end).to(runtime.device)
+    objective = GenerativeObjective(schedule, config.contrastive, core.middle)
+    B, S = config.optimizer.batch_size, config.image_size
+    batch = runtime.share({
+        "x": torch.rand(B, 2, channels, S, S) * 2 - 1, "y": torch.zeros(B, 2, dtype=torch.long),
+        "same": torch.arange(B) % 2 == 0, "t": torch.randint(config.timesteps, (B,)),
+        "noise": torch.randn(B, channels, S, S), "dropped": torch.zeros(B, 2, dtype=torch.bool),
+    })  # fmt: skip
+    seconds = _fastest(runtime, lambda: objective(model, **batch)[0])
+    core.eval().requires_grad_(False)
+    return Diffusion(core, schedule, config, channels, [str(i) for i in range(classes)]), seconds
+
+
+def _time_step2(settings: Experiment, diffusion: Diffusion, classes: int, train: int) -> tuple[float, float]:
+    """Seconds per step, and gigabytes of the feature cache; as many blocks as `features.top_k` are assumed."""
+    config, optimizer = settings.classifier, settings.classifier.optimizer
+    blocks = list(settings.features.blocks or range(len(diffusion.model.blocks))[-settings.features.top_k - 1 : -1])
+    frozen = FrozenFeatures(diffusion, blocks, settings.features.input, config.grid)
+    runtime = Runtime(settings.runtime, optimizer.dtype)
+    model = runtime.prepare(DCubeClassifier(config, classes, [s[0] for s in frozen.shapes], weights="none"))
+    B = optimizer.batch_size
+    large = torch.rand(B, diffusion.channels, config.cnn_size, config.cnn_size, device=runtime.device)
+    small = torch.rand(B, diffusion.channels, *[diffusion.config.image_size] * 2, device=runtime.device)
+    t = torch.zeros(B, dtype=torch.long, device=runtime.device)
+    fixed = settings.features.timesteps
+    cache = FeatureCache.gigabytes(frozen, train, len(fixed), settings.data.horizontal_flip) if fixed else 0.0
+    held = [m.clone() for m in frozen(small, t)] if fixed else None
+    views = 2 if config.lambda_consistency else 1
+
+    def loss() -> torch.Tensor:
+        logits = [model(large, held or [m.clone() for m in frozen(small, t)]) for _ in range(views)]
+        total: torch.Tensor = torch.stack(logits).float().square().mean()
+        if config.lambda_cycle:
+            part = small[: max(1, round(config.cycle_fraction * B))]
+            target, _ = diffusion.model(part, t[: len(part)], logits[0][: len(part)].softmax(-1))
+            assert target is not None
+            total = total + target.float().square().mean()
+        return total
+
+    return _fastest(runtime, loss), cache
+
+
+def _fastest(runtime: Runtime, loss: Callable[[], torch.Tensor]) -> float:
+    times = []
+    for _ in range(TIMED_STEPS):
+        start = time.perf_counter()
+        with runtime.autocast():
+            value = loss()
+        runtime.backward(value)
+        if runtime.device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
