@@ -30,9 +30,12 @@ def fit(
 
     data: a class folder, a manifest, a prepared store or `phantom:`; out: the run folder. `overrides` are
     "key.path=value". With `max_minutes` both trainings end early at a step boundary and leave a usable run; a
-    repeated call trains on. `folds`: group cross-validation with pooled predictions, returns None, as `dry_run`
-    does. Raises InputError in one sentence for whatever is wrong with data or settings.
+    repeated call trains on; the test split waits for the end. `folds`: group cross-validation with pooled
+    predictions, returns None, as `dry_run` does. With `restart` the stages that changed settings or data touch are
+    redone, and everything where nothing changed. Raises InputError in one sentence for whatever is wrong.
     """
+    if folds is not None and (no_test or again or dry_run or max_minutes is not None):
+        raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
     settings = resolve(recipe, overrides, seed, device)
     images = _open(str(data), settings)
     if dry_run:
@@ -48,27 +51,35 @@ def fit(
 
         cross_validate(store, str(data), Path(out), settings, folds, restart=restart)
         return None
-    from dcube import stages
     from dcube.training.runtime import pick_device
 
     start = time.monotonic()
+    if restart and not (no_test or again):
+        Run(out).refuse_second_look(settings, store.key)
     run = Run.create_or_open(
         out, settings, store=store.directory, store_key=store.key, data_name=str(data), broken=store.broken,
         device=str(pick_device(settings.runtime.device)), restart=restart,
     )  # fmt: skip
     with run.locked():
         write_splits(run, store, settings)
-        seconds = 60 * max_minutes if max_minutes is not None else None
-        stages.diffuse(run, None if seconds is None else start + STEP1_SHARE * seconds)
-        stages.select(run)
-        stages.classify(run, None if seconds is None else start + TRAINING_SHARE * seconds)
-        split = "val" if no_test else "test"
-        if len(stages.open_data(run).indices("val")):
-            stages.evaluate(run, "val")
-        if split == "test":
-            stages.evaluate(run, split, again=again)
-        stages.report(run)
+        _run_stages(run, start, max_minutes, no_test, again)
     return load(out, device)
+
+
+def _run_stages(run: Run, start: float, max_minutes: float | None, no_test: bool, again: bool) -> None:
+    from dcube import stages
+
+    seconds = 60 * max_minutes if max_minutes is not None else None
+    stages.diffuse(run, None if seconds is None else start + STEP1_SHARE * seconds)
+    stages.select(run)
+    stages.classify(run, None if seconds is None else start + TRAINING_SHARE * seconds)
+    if len(stages.open_data(run).indices("val")):
+        stages.evaluate(run, "val")
+    if not run.is_trained:
+        print("Training stopped at --max-minutes; repeat the command to train on. The test split waits for the end.")
+    elif not no_test:
+        stages.evaluate(run, "test", again=again)
+    stages.report(run)
 
 
 def prepare(

@@ -5,10 +5,11 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcube.console import guarded, print_result
+from dcube.console import OneSentence, guarded, print_result, result_table
 
 app = typer.Typer(
     name="dcube",
+    cls=OneSentence,
     help="Medical image classification with the inner features of a diffusion model. Not for clinical use.",
     no_args_is_help=True,
     add_completion=False,
@@ -22,6 +23,7 @@ Recipe = Annotated[str, typer.Option(help="Name of a recipe (see 'dcube recipes'
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of split, training and bootstrap.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where to compute.")]
+RESTART = "Redo the stages that changed settings or data touch; everything, where nothing changed."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -32,7 +34,7 @@ def demo(
     set_: Set = None,
     seed: Seed = None,
     device: Device = None,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help=RESTART)] = False,
     debug: Debug = False,
 ) -> None:
     """The whole pipeline on embedded synthetic phantoms, a few minutes on 2 CPU cores."""
@@ -71,7 +73,7 @@ def fit(
     folds: Annotated[int | None, typer.Option(min=2, help="Group cross-validation with this many folds.")] = None,
     max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop at a step boundary after this time.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; write nothing.")] = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, removing what the run holds.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help=RESTART)] = False,
     again: Annotated[bool, typer.Option("--again", help="Allow one more evaluation on the test split.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -141,9 +143,8 @@ def evaluate(
     from dcube import runs, stages
 
     with runs.opened(run, "evaluate", set_, device) as opened:
-        stages.evaluate(opened, split, again=again, data=data)
-        if data is None:
-            print_result(opened.path, split)
+        metrics = stages.evaluate(opened, split, again=again, data=data)
+    print(result_table(metrics))
 
 
 @app.command()

@@ -8,11 +8,33 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
+import typer
+from typer.core import TyperGroup
+
 from dcube.errors import DCubeError
 from dcube.files import read_json
 
 P = ParamSpec("P")
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Typer's, or Click's in its older versions
 INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+class OneSentence(TyperGroup):
+    """A faulty command line is answered as any other error is: in one sentence, with exit status 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run the command line `args`."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except UsageError as error:
+            text = getattr(error, "format_message", error.__str__)()
+            if "\n" not in text.strip():  # else no argument at all was given, and this is the help page
+                text = f"Error: {text.rstrip('.')}; `dcube --help` and `dcube VERB --help` list what there is."
+            print(text, file=sys.stderr)
+            status = 2
+        raise SystemExit(status if isinstance(status, int) else 0)
 
 
 def guarded(verb: Callable[P, None]) -> Callable[P, None]:

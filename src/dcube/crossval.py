@@ -12,7 +12,7 @@ from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.files import write_json
 from dcube.runs import Run
-from dcube.tables import write_predictions, write_split
+from dcube.tables import read_split, write_predictions, write_split
 from dcube.training.runtime import pick_device
 
 
@@ -43,10 +43,10 @@ def cross_validate(
 ) -> dict[str, Any]:
     """Run every fold (OUT/fold-0 ..., each a run folder that resumes) and pool the out-of-fold predictions.
 
-    Leaves OUT/evaluation/metrics.json ("split": "folds") and predictions.csv. InputError where OUT is a plain run.
+    Leaves OUT/evaluation/metrics.json ("split": "folds") and predictions.csv. InputError where OUT is a plain run,
+    holds other files, or was made with another number of folds.
     """
-    if (out / "experiment.yaml").exists():
-        raise InputError(f"{out} holds a run without folds; give another --out.")
+    _check_folder(out)
     device = str(pick_device(settings.runtime.device))
     pooled: list[dict[str, np.ndarray]] = []
     rows: list[np.ndarray] = []
@@ -57,6 +57,11 @@ def cross_validate(
             device=device, broken=store.broken, restart=restart,
         )  # fmt: skip
         with run.locked():
+            if run.split.is_file() and read_split(run.split) != dict(zip(store.paths, splits.tolist(), strict=True)):
+                raise InputError(
+                    f"{run.path} was made with another number of folds; repeat it with the same one,"
+                    " give another --out, or --restart to redo every fold."
+                )
             write_split(run.split, store, splits)
             stages.diffuse(run)
             stages.select(run)
@@ -76,3 +81,11 @@ def cross_validate(
     write_predictions(out / "evaluation" / "predictions.csv", paths, labels, systems[""], store.classes)
     write_json(out / "evaluation" / "metrics.json", metrics)
     return metrics
+
+
+def _check_folder(out: Path) -> None:
+    if (out / "experiment.yaml").exists():
+        raise InputError(f"{out} holds a run without folds; give another --out.")
+    names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if other := [name for name in names if name != "evaluation" and not name.startswith((".", "fold-"))]:
+        raise InputError(f"{out} holds other files ({', '.join(other[:3])}); give a new or empty folder as --out.")

@@ -1,5 +1,7 @@
 """Pixels from outside the training set: prediction of files and arrays, evaluation on another set of images."""
 
+import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float)
     if broken and (not read or len(broken) > max_broken * len(paths)):
         raise InputError(f"{len(broken)} of {len(paths)} images cannot be read, the first being {broken[0]}")
     for reason in broken:
-        print(f"left out: {reason}")
+        print(f"left out: {reason}", file=sys.stderr)  # stdout may be the table
     return [
         {"path": path, "predicted": predictor.classes[p.argmax()], "confidence": float(p.max())}
         | {f"p_{name}": float(v) for name, v in zip(predictor.classes, p, strict=True)}
@@ -134,9 +136,18 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
         ),
         "broken": broken,
     }  # fmt: skip
-    name = f"external-{Path(data.rstrip('/')).stem.replace(':', '')}"
+    name = external_name(data)
     write_predictions(
         run.evaluation / f"{name}.csv", [record.path for record in kept], labels, probabilities, predictor.classes
     )
     write_json(run.evaluation / f"{name}.json", metrics)
     return metrics
+
+
+def external_name(data: str) -> str:
+    """How the files about another set of images are called: after its folder, or its manifest."""
+    if data.startswith("phantom:"):
+        return "external-" + re.sub(r"[^\w=-]+", "-", data).strip("-")
+    path = Path(data).resolve()
+    path = path.parent if path.name == "manifest.csv" else path
+    return f"external-{path.stem if path.suffix == '.csv' else path.name}"

@@ -26,6 +26,12 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder when its process was killed; nobody else may be writing there."""
+    for left_over in Path(folder).glob(".*.tmp.*"):
+        left_over.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -1,24 +1,19 @@
 """The run folder: where its files are, which stages are done with which inputs, and what it was made from."""
 
-import os
-import platform
 import shlex
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 import yaml
 
-import dcube
 from dcube.config import Experiment
+from dcube.environment import environment
 from dcube.errors import InputError
-from dcube.files import read_json, write_json, write_text
+from dcube.files import read_json, remove_temporaries, write_json, write_text
 from dcube.lock import folder_lock
 from dcube.settings import changed_settings, load_experiment, parse_experiment
 
@@ -38,7 +33,6 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "classify": ("features", "classifier", "evaluation", "runtime"),
     "evaluate": ("evaluation", "runtime"),
 }
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "accelerate", "pillow")
 
 
 class Run:
@@ -46,48 +40,17 @@ class Run:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-
-    # ---- where things are
-    @property
-    def experiment(self) -> Path:
-        return self.path / "experiment.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.path / "environment.json"
-
-    @property
-    def split(self) -> Path:
-        return self.path / "split.csv"
-
-    @property
-    def data(self) -> Path:
-        """JSON with the store's key and place, and the name of the data."""
-        return self.path / "data"
-
-    @property
-    def diffusion(self) -> Path:
-        return self.path / "diffusion"
-
-    @property
-    def selection(self) -> Path:
-        return self.path / "selection.json"
-
-    @property
-    def selection_figure(self) -> Path:
-        return self.path / "selection.svg"
-
-    @property
-    def classifier(self) -> Path:
-        return self.path / "classifier"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
+        self.experiment = self.path / "experiment.yaml"
+        self.environment = self.path / "environment.json"
+        self.split = self.path / "split.csv"
+        self.data = self.path / "data"  # JSON with the store's key and place, and the name of the data
+        self.diffusion = self.path / "diffusion"
+        self.selection = self.path / "selection.json"
+        self.selection_figure = self.path / "selection.svg"
+        self.classifier = self.path / "classifier"
+        self.evaluation = self.path / "evaluation"
+        self.report = self.path / "report.html"
+        self._stamps = self.path / ".stages.json"
 
     # ---- opening
     @classmethod
@@ -121,6 +84,8 @@ class Run:
         """
         run = cls(path)
         with run.locked():
+            for folder in (run.path, run.evaluation):
+                remove_temporaries(folder)
             if restart:
                 run.restart(settings, store_key)
             else:
@@ -128,7 +93,7 @@ class Run:
             if run.data.is_file() and (old := read_json(run.data))["key"] != store_key:
                 raise InputError(
                     f"{path} belongs to the data '{old['name']}' (key {old['key']}), not to '{data_name}'"
-                    f" (key {store_key}); give another --out, or --restart to begin anew."
+                    f" (key {store_key}); give another --out, or --restart to use it for these."
                 )
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
             place = str(Path(store).resolve())
@@ -139,11 +104,10 @@ class Run:
     def refuse_changes(self, settings: Experiment) -> None:
         """InputError that names every setting differing from this run's; `runtime` may differ, being about speed."""
         if self.experiment.is_file():
-            same_runtime = settings.model_copy(update={"runtime": self.settings().runtime})
-            if changes := changed_settings(self.settings(), same_runtime):
+            if changes := self._changes(settings):
                 raise InputError(
-                    f"{self.path} was made with other settings ({'; '.join(changes)});"
-                    " repeat it with the same ones, give another --out, or --restart to begin anew."
+                    f"{self.path} was made with other settings ({'; '.join(changes)}); repeat it with the same ones,"
+                    " give another --out, or --restart to redo the stages that they change."
                 )
         elif self.path.is_dir():
             known = {name for names in OUTPUTS.values() for name in names} | {"data", "split.csv", "environment.json"}
@@ -160,11 +124,18 @@ class Run:
         """
         if not self.experiment.is_file():
             return
-        if not changed_settings(self.settings(), settings) and self.store_key() == store_key:
+        if not self._differs(settings, store_key):
             for stage in reversed(OUTPUTS):
                 self.clear(stage)
         for path in (self.split, self.data, self.environment, self.experiment):
             path.unlink(missing_ok=True)
+
+    def _changes(self, settings: Experiment) -> list[str]:
+        same_runtime = settings.model_copy(update={"runtime": self.settings().runtime})
+        return changed_settings(self.settings(), same_runtime)
+
+    def _differs(self, settings: Experiment, store_key: str) -> bool:
+        return bool(self._changes(settings)) or (self.data.is_file() and self.store_key() != store_key)
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes off this run for the length of a `with` block (nested use is free)."""
@@ -212,10 +183,6 @@ class Run:
         write_json(self.environment, environment(device) | {"commands": before + [shlex.join(sys.argv)]})
 
     # ---- stages
-    @property
-    def _stamps(self) -> Path:
-        return self.path / ".stages.json"
-
     def _read_stamps(self) -> dict[str, Any]:
         empty: dict[str, Any] = {"begun": {}, "done": {}, "test_evaluations": []}
         return read_json(self._stamps) if self._stamps.is_file() else empty
@@ -226,10 +193,14 @@ class Run:
         return bool(self._read_stamps()["done"].get(stage) == inputs) and proof.exists()
 
     def begin(self, stage: str, inputs: str) -> None:
-        """Before work on `stage`: what was begun with other inputs is removed, what was begun with these is kept."""
-        stamps = self._read_stamps()
-        if stamps["begun"].get(stage) != inputs:
-            self.clear(stage)
+        """Before work on `stage`: what was begun with these inputs is kept.
+
+        What was begun with others is removed, and with it all that later stages built on it.
+        """
+        if self._read_stamps()["begun"].get(stage) != inputs:
+            order = list(OUTPUTS)
+            for later in reversed(order[order.index(stage) :]):
+                self.clear(later)
             stamps = self._read_stamps()
             stamps["begun"][stage] = inputs
             write_json(self._stamps, stamps)
@@ -254,9 +225,26 @@ class Run:
                 path.unlink(missing_ok=True)
 
     @property
+    def is_trained(self) -> bool:
+        """Whether both trainings came to their end, not only to that of --max-minutes."""
+        return {"diffuse", "classify"} <= self._read_stamps()["done"].keys()
+
+    @property
     def test_evaluations(self) -> int:
         """How often the test split has been looked at, over clearing and restarting."""
         return len(self._read_stamps()["test_evaluations"])
+
+    def refuse_second_look(self, settings: Experiment, store_key: str) -> None:
+        """InputError, before anything is trained, where other settings or data would be tested after the test split
+        was seen."""
+        if self.test_evaluations and self.experiment.is_file() and self._differs(settings, store_key):
+            raise InputError(self._was_seen())
+
+    def _was_seen(self) -> str:
+        return (
+            f"The test split was already evaluated {self.test_evaluations} time(s) for {self.path}, and a choice made"
+            " after seeing it is no honest one; use --no-test, or --again to evaluate it once more (it is counted)."
+        )
 
     def count_test_evaluation(self, inputs: str, again: bool) -> int:
         """Allow and count a look at the test split by a classifier (`inputs`: its digest); returns the count.
@@ -267,10 +255,7 @@ class Run:
         stamps = self._read_stamps()
         looks: list[str] = stamps["test_evaluations"]
         if looks and not again and looks[-1] != inputs:
-            raise InputError(
-                f"The test split was already evaluated {len(looks)} time(s) for {self.path}; a choice made after"
-                " seeing it is no honest one. Use --no-test, or --again to evaluate it once more (it is counted)."
-            )
+            raise InputError(self._was_seen())
         if again or not looks:
             looks.append(inputs)
             write_json(self._stamps, stamps)
@@ -288,34 +273,3 @@ def opened(
         if changes:
             run.change(stage, changes)
         yield run
-
-
-def environment(device: str) -> dict[str, Any]:
-    """What a result may depend on besides settings and data."""
-    return {
-        "dcube": dcube.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "device": device,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "git_commit": git_commit(),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-
-
-def git_commit() -> str | None:
-    """Commit of the program's own checkout, with "-dirty" where it was changed; None for an installed copy."""
-    here = Path(__file__).resolve()
-    try:
-        for arguments in (
-            ["ls-files", "--error-unmatch", here.name],
-            ["describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-        ):
-            answer = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, timeout=10)
-            if answer.returncode:
-                return None
-    except (OSError, subprocess.TimeoutExpired):
-        return None  # no git on this machine
-    return answer.stdout.strip()

@@ -2,6 +2,8 @@
 is skipped where it was done with the same inputs, and continues where it was interrupted.
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +93,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     images = open_data(run)
     if not len(images.indices(split)):
         raise InputError(f"{run.path} has no {split} split to evaluate.")
-    inputs = digest([file_digest(weights), settings.evaluation.model_dump(mode="json")])
+    inputs = digest([_weights_digest(weights), settings.evaluation.model_dump(mode="json")])
     suffix = "" if split == "test" else f"-{split}"
     file = run.evaluation / f"metrics{suffix}.json"
     if file.exists() and not again and read_json(file).get("inputs") == inputs:
@@ -177,6 +179,13 @@ def figures(
         restricted = measure(left_out)
         metrics["without"][", ".join(left_out)] = {"metrics": restricted.pop(""), "floors": restricted}
     return metrics
+
+
+def _weights_digest(path: Path) -> str:
+    """The same for equal weights and metadata; the file's own is not, safetensors writing metadata in any order."""
+    with open(path, "rb") as handle:
+        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        return digest([header, hashlib.file_digest(handle, "sha256").hexdigest()])
 
 
 def _made(path: Path, stage: str) -> Path:

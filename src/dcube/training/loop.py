@@ -70,6 +70,8 @@ def train(
     on a CPU: batches, random numbers, rates and EMA are functions of the step.
     """
     runtime = Runtime(settings, config.dtype)
+    if runtime.is_main:
+        _clear(directory)
     model = runtime.prepare(task.model)
     optimizer = make_optimizer(task, config)
     state = TrainState(task.model, optimizer, EMA(task.model, config.ema_decay))
@@ -82,7 +84,7 @@ def train(
     started = saved = time.monotonic()
 
     def report() -> dict[str, Any]:
-        row = _flush(buffer, directory) | {"lr": learning_rate(config, state.step - 1, steps)}
+        row = _flush(buffer, task.name, directory) | {"lr": learning_rate(config, state.step - 1, steps)}
         row |= {"epoch": state.step / task.steps_per_epoch, "seconds": round(time.monotonic() - started, 3)}
         if log:
             log.write(row)
@@ -166,7 +168,7 @@ def _ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Bat
             yield current
 
 
-def _flush(buffer: list[tuple[int, Parts]], directory: Path) -> dict[str, Any]:
+def _flush(buffer: list[tuple[int, Parts]], name: str, directory: Path) -> dict[str, Any]:
     """Means over the buffered steps as one log row; DCubeError at the first step whose loss is not finite."""
     names = list(buffer[0][1])
     table = torch.stack([torch.stack([parts[n].float() for n in names]) for _, parts in buffer]).cpu()  # one wait
@@ -175,12 +177,18 @@ def _flush(buffer: list[tuple[int, Parts]], directory: Path) -> dict[str, Any]:
             parts = ", ".join(f"{n} {v:.4g}" for n, v in zip(names, row.tolist(), strict=True))
             good = checkpoints(directory / "checkpoint")[-1]
             raise DCubeError(
-                f"The loss is not finite at step {step} ({parts}); lower optimizer.lr (or set optimizer.dtype=fp32)."
-                f" The last good checkpoint is {good}."
+                f"The loss is not finite at step {step} ({parts}); lower {name}.optimizer.lr or set"
+                f" {name}.optimizer.dtype=fp32. The last good checkpoint is {good}."
             )
     row = {"step": buffer[-1][0], **dict(zip(names, table.mean(0).tolist(), strict=True))}
     buffer.clear()
     return row
+
+
+def _clear(directory: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for left_over in directory.glob(".*.tmp.*"):
+        left_over.unlink()
 
 
 def _keep_dtype(runtime: Runtime, chosen: str, directory: Path) -> None:

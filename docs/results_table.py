@@ -1,0 +1,59 @@
+"""Write the results section of README.md from results/*/*/metrics.json: no number there is typed by hand.
+
+    python docs/results_table.py            rewrite the section
+    python docs/results_table.py --check    exit 1 where it is out of date
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: docs/results_table.py -->", "<!-- end of results -->"
+FLOORS = ("majority", "statistics", "pixels")
+HEADER = [
+    *("data", "test images (groups)", "**D-Cube**, macro-F1"),
+    *("majority", "14 statistics", "32x32 pixels", "D-Cube, accuracy"),
+]
+
+
+def interval(figure: dict[str, Any]) -> str:
+    """A figure as `0.812 (0.750 .. 0.871)`."""
+    return f"{figure['value']:.3f} ({figure['low']:.3f} .. {figure['high']:.3f})"
+
+
+def row(name: str, metrics: dict[str, Any], floors: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    sizes = f"{metrics['n']} ({metrics['groups']})"
+    others = [interval(floors[floor]["macro_f1"]) for floor in FLOORS]
+    return [name, sizes, f"**{interval(metrics['macro_f1'])}**", *others, interval(metrics["accuracy"])]
+
+
+def section(results: Path) -> str:
+    """The table, a line per data set and per restricted figure, and the commands that made it."""
+    rows, commands = [HEADER, ["---"] * len(HEADER)], []
+    for file in sorted(results.glob("small/*/metrics.json")):
+        metrics, name = json.loads(file.read_text()), file.parent.name
+        rows.append(row(name, metrics, metrics["floors"]))
+        for left_out, part in metrics["without"].items():
+            rows.append(row(f"{name} without {left_out}", part["metrics"], part["floors"]))
+        commands.append((file.parent / "command.txt").read_text().strip())
+    table = "\n".join("| " + " | ".join(cells) + " |" for cells in rows)
+    return f"{table}\n\n```sh\n" + "\n".join(commands) + "\n```"
+
+
+def main() -> None:
+    """Rewrite or check README.md."""
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    fresh = f"{before}{BEGIN}\n{section(ROOT / 'results')}\n{END}{after}"
+    if "--check" in sys.argv:
+        sys.exit(0 if fresh == text else "README.md is out of date: run python docs/results_table.py")
+    readme.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Eq. 2: the samplers against diffusers' schedulers with the same model and noise, in float64."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from dcube.diffusion.sampling import ddim_sample, ddpm_sample, guided_noise
+from dcube.diffusion.schedule import Schedule
+from dcube.diffusion.train import write_grid
+from tiny import CLASSES, tiny_denoiser, tiny_diffusion, tiny_experiment
+
+T, Y = 28, torch.tensor([0, 2, 1])
+
+
+def start() -> torch.Tensor:
+    return torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(5)).double()
+
+
+def exact(oracle: Any) -> Any:
+    """The scheduler with its products in float64, which diffusers forms in float32."""
+    oracle.betas = torch.linspace(1e-3, 0.2, T, dtype=torch.float64)
+    oracle.alphas = 1 - oracle.betas
+    oracle.alphas_cumprod = oracle.alphas.cumprod(0)
+    oracle.final_alpha_cumprod = oracle.one = torch.tensor(1.0, dtype=torch.float64)
+    return oracle
+
+
+@torch.no_grad()
+def test_ddpm_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+    def same_noise(shape: Any, generator: Any, device: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", same_noise)
+    oracle = exact(DDPMScheduler(num_train_timesteps=T, beta_start=1e-3, beta_end=0.2, variance_type="fixed_small"))
+    model, x, generator = tiny_denoiser(), start(), torch.Generator().manual_seed(1)
+    for t in reversed(range(T)):
+        noise, _ = model(x, torch.full((3,), t), Y)
+        x = oracle.step(noise, t, x, generator=generator).prev_sample
+    ours = ddpm_sample(model, Schedule(T, 1e-3, 0.2), Y, start(), torch.Generator().manual_seed(1))
+    assert x.std() > 0.1
+    torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("steps", "stride"), [(28, 1), (10, 3)])
+def test_ddim_is_that_of_diffusers(steps: int, stride: int) -> None:
+    oracle = exact(DDIMScheduler(num_train_timesteps=T, beta_start=1e-3, beta_end=0.2, set_alpha_to_one=True))
+    oracle.set_timesteps(T // stride)  # diffusers' distance of two timesteps is T // steps
+    model, x = tiny_denoiser(), start()
+    for t in reversed(range(0, T, stride)):
+        noise, _ = model(x, torch.full((3,), t), Y)
+        x = oracle.step(noise, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+    ours = ddim_sample(model, Schedule(T, 1e-3, 0.2), Y, start(), steps)
+    assert x.std() > 0.1
+    torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+def test_guidance() -> None:
+    model, t = tiny_denoiser(), torch.tensor([3, 9, 20])
+    conditional, null = model(start(), t, Y)[0], model(start(), t)[0]
+    for scale in (0.0, 1.0, 2.5):
+        expected = null + scale * (conditional - null)
+        torch.testing.assert_close(guided_noise(model, start(), t, Y, scale), expected, rtol=0, atol=1e-12)
+
+
+def test_more_steps_than_timesteps_are_all_timesteps() -> None:
+    model, schedule = tiny_denoiser(), Schedule(T, 1e-3, 0.2)
+    assert torch.equal(ddim_sample(model, schedule, Y, start(), 500), ddim_sample(model, schedule, Y, start(), T))
+
+
+def test_an_image_depends_on_seed_and_place_alone() -> None:
+    diffusion = tiny_diffusion()
+    images = diffusion.sample(torch.tensor([0, 1, 2, 0, 1]), seed=3, steps=10)
+    assert images.shape == (5, 1, 8, 8) and images.min() >= 0 and images.max() <= 1
+    fewer = diffusion.sample(torch.tensor([2, 1]), seed=3, steps=10)
+    torch.testing.assert_close(fewer[1], images[1], rtol=0, atol=1e-5)
+    assert not torch.allclose(images[1], images[4], atol=1e-2)  # same class, other place
+    assert not torch.allclose(diffusion.sample(torch.tensor([0, 1]), seed=4, steps=10)[1], images[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_has_a_row_per_class(tmp_path: Any, channels: int) -> None:
+    from PIL import Image
+
+    diffusion = tiny_diffusion(config=tiny_experiment().diffusion, channels=channels)
+    write_grid(tmp_path / "grid.png", diffusion, seed=0, columns=4)
+    grid = np.asarray(Image.open(tmp_path / "grid.png")).reshape(len(CLASSES) * 8, 4 * 8, channels)
+    labels = torch.arange(3).repeat_interleave(4)
+    tile = (diffusion.sample(labels, 0)[5] * 255).round().byte().permute(1, 2, 0).numpy()  # class 1, second column
+    assert np.array_equal(grid[8:16, 8:16], tile)
