@@ -10,7 +10,7 @@ import numpy as np
 from dcube.config import Experiment
 from dcube.errors import InputError
 from dcube.runs import Run
-from dcube.settings import load_experiment
+from dcube.settings import check_left_out, load_experiment
 
 if TYPE_CHECKING:
     from dcube.classifier.model import Predictor
@@ -38,13 +38,12 @@ def fit(
         raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
     settings = resolve(recipe, overrides, seed, device)
     images = _open(str(data), settings)
+    _check(Path(out), settings, folds, restart)
     if dry_run:
         from dcube.dryrun import describe_run
 
         print(describe_run(images, settings))
         return None
-    if not restart and folds is None:
-        Run(out).refuse_changes(settings)
     store = _store(images, settings)
     if folds is not None:
         from dcube.crossval import cross_validate
@@ -64,6 +63,21 @@ def fit(
         write_splits(run, store, settings)
         _run_stages(run, start, max_minutes, no_test, again)
     return load(out, device)
+
+
+def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) -> None:
+    """InputError for what would otherwise be found after minutes or hours of work."""
+    from dcube import crossval, stages
+
+    run = Run(out)
+    if folds is not None:
+        crossval.check_folder(out)
+    else:
+        run.refuse_folder()
+        if not restart:
+            run.refuse_changes(settings)
+    if restart or not run.is_trained:
+        stages.check_models(settings)
 
 
 def _run_stages(run: Run, start: float, max_minutes: float | None, no_test: bool, again: bool) -> None:
@@ -188,13 +202,7 @@ def _open(data: str, settings: Experiment) -> "ImageSet":
     from dcube.data.sources import open_images
 
     images = open_images(data, settings.seed)
-    for left_out in settings.evaluation.without:
-        unknown = sorted(set(left_out) - set(images.classes))
-        if unknown or len(set(images.classes) - set(left_out)) < 2:
-            raise InputError(
-                f"evaluation.without={list(left_out)} must name classes of the data ({', '.join(images.classes)})"
-                " and leave at least two."
-            )
+    check_left_out(settings, images.classes)
     return images
 
 

@@ -22,14 +22,16 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count it
 class OneSentence(TyperGroup):
     """A faulty command line is answered as any other error is: in one sentence, with exit status 2."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> Any:
         """Run the command line `args`."""
-        if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+        alone = extra.get("standalone_mode", True)
+        extra["standalone_mode"] = False
+        if not alone:
+            return super().main(*args, **extra)
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(*args, **extra)
         except UsageError as error:
-            text = getattr(error, "format_message", error.__str__)()
+            text = getattr(error, "format_message", error.__str__)().replace("Value error, ", "")
             if "\n" not in text.strip():  # else no argument at all was given, and this is the help page
                 text = f"Error: {text.rstrip('.')}; `dcube --help` and `dcube VERB --help` list what there is."
             print(text, file=sys.stderr)

@@ -46,7 +46,7 @@ def cross_validate(
     Leaves OUT/evaluation/metrics.json ("split": "folds") and predictions.csv. InputError where OUT is a plain run,
     holds other files, or was made with another number of folds.
     """
-    _check_folder(out)
+    check_folder(out)
     device = str(pick_device(settings.runtime.device))
     pooled: list[dict[str, np.ndarray]] = []
     rows: list[np.ndarray] = []
@@ -83,7 +83,8 @@ def cross_validate(
     return metrics
 
 
-def _check_folder(out: Path) -> None:
+def check_folder(out: Path) -> None:
+    """InputError where OUT is a plain run, or holds something else than folds."""
     if (out / "experiment.yaml").exists():
         raise InputError(f"{out} holds a run without folds; give another --out.")
     names = sorted(path.name for path in out.iterdir()) if out.is_dir() else []

@@ -112,4 +112,3 @@ def _fastest(runtime: Runtime, loss: Callable[[], torch.Tensor]) -> float:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return min(times)
-

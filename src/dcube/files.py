@@ -28,7 +28,7 @@ def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
 
 def remove_temporaries(folder: Path) -> None:
     """Remove what `atomic_write` left in a folder when its process was killed; nobody else may be writing there."""
-    for left_over in Path(folder).glob(".*.tmp.*"):
+    for left_over in Path(folder).glob(".*.tmp*"):
         left_over.unlink(missing_ok=True)
 
 

@@ -83,6 +83,7 @@ class Run:
         Raises InputError naming the changed settings, or both data sets.
         """
         run = cls(path)
+        run.refuse_folder()
         with run.locked():
             for folder in (run.path, run.evaluation):
                 remove_temporaries(folder)
@@ -103,13 +104,17 @@ class Run:
 
     def refuse_changes(self, settings: Experiment) -> None:
         """InputError that names every setting differing from this run's; `runtime` may differ, being about speed."""
-        if self.experiment.is_file():
-            if changes := self._changes(settings):
-                raise InputError(
-                    f"{self.path} was made with other settings ({'; '.join(changes)}); repeat it with the same ones,"
-                    " give another --out, or --restart to redo the stages that they change."
-                )
-        elif self.path.is_dir():
+        if self.experiment.is_file() and (changes := self._changes(settings)):
+            raise InputError(
+                f"{self.path} was made with other settings ({'; '.join(changes)}); repeat it with the same ones,"
+                " give another --out, or --restart to redo the stages that they change."
+            )
+
+    def refuse_folder(self) -> None:
+        """InputError where the path is a file, or a folder that holds something else than a run."""
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file; a run needs a folder.")
+        if self.path.is_dir() and not self.experiment.is_file():
             known = {name for names in OUTPUTS.values() for name in names} | {"data", "split.csv", "environment.json"}
             if other := sorted(p.name for p in self.path.iterdir() if p.name[0] != "." and p.name not in known):
                 raise InputError(
@@ -139,8 +144,6 @@ class Run:
 
     def locked(self) -> AbstractContextManager[None]:
         """Keep other processes off this run for the length of a `with` block (nested use is free)."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; a run needs a folder.")
         self.path.mkdir(parents=True, exist_ok=True)
         return folder_lock(self.path)
 
@@ -266,10 +269,18 @@ class Run:
 def opened(
     path: str | Path, stage: str, overrides: list[str] | None = None, device: str | None = None
 ) -> Iterator[Run]:
-    """An existing run, locked, with changed settings applied, for one `stage` run by itself."""
+    """An existing run, locked, with changed settings applied, for one `stage` run by itself.
+
+    Settings with which the stage is refused are taken back.
+    """
     run = Run.open(path)
     changes = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
     with run.locked():
+        before = run.experiment.read_text(encoding="utf-8")
         if changes:
             run.change(stage, changes)
-        yield run
+        try:
+            yield run
+        except InputError:
+            write_text(run.experiment, before)
+            raise

@@ -1,6 +1,7 @@
 """From a recipe and `key.path=value` overrides to an experiment, with errors that name the nearest keys."""
 
 import difflib
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ def _all_paths(path: tuple[str, ...] = ()) -> list[str]:
     for name in _fields(list(path)):
         found += [".".join((*path, name))] + _all_paths((*path, name))
     return found
+
+
+def check_left_out(settings: Experiment, classes: Sequence[str]) -> None:
+    """InputError where `evaluation.without` names a class that is not there, or leaves fewer than two."""
+    for left_out in settings.evaluation.without:
+        if set(left_out) - set(classes) or len(set(classes) - set(left_out)) < 2:
+            raise InputError(
+                f"evaluation.without={list(left_out)} must name classes of the data ({', '.join(classes)})"
+                " and leave at least two."
+            )
 
 
 def changed_settings(old: Experiment, new: Experiment) -> list[str]:

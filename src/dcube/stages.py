@@ -15,19 +15,22 @@ from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.data.store import Store
+from dcube.diffusion.backbone import build_denoiser
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.errors import InputError
 from dcube.evaluation.floors import floors
 from dcube.evaluation.intervals import evaluate_predictions, without_classes
 from dcube.external import evaluate_external, training_look
 from dcube.features.selection import select_blocks
+from dcube.features.subnet import create_cnn
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.progress import progress
 from dcube.report.figures import selection_figure
 from dcube.report.page import write_report
 from dcube.runs import Run
+from dcube.settings import check_left_out
 from dcube.tables import read_split, write_predictions
-from dcube.training.runtime import pick_device
+from dcube.training.runtime import check_device, pick_device
 
 CHUNK = 32  # images per forward
 LOOK = 2000  # training images that say what images look like
@@ -40,6 +43,7 @@ def diffuse(run: Run, deadline: float | None = None) -> Path:
     relevant = settings.diffusion.model_dump(mode="json")
     inputs = digest([run.store_key(), file_digest(run.split), settings.seed, relevant])
     if not run.is_done("diffuse", inputs):
+        check_models(settings)
         run.begin("diffuse", inputs)
         _, result = train_diffusion(data, settings, run.diffusion, deadline)
         if result.finished:
@@ -53,6 +57,7 @@ def select(run: Run) -> dict[str, Any]:
     relevant = settings.features.model_dump(mode="json", exclude={"timesteps", "eval_timesteps", "cache_gb"})
     inputs = digest([file_digest(weights), settings.seed, relevant])
     if not run.is_done("select", inputs):
+        check_models(settings)
         run.begin("select", inputs)
         diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
         selection = select_blocks(diffusion, open_data(run), settings.features, settings.seed)
@@ -70,6 +75,7 @@ def classify(run: Run, deadline: float | None = None) -> Path:
     relevant = [settings.classifier, settings.data, settings.features]
     inputs = digest([file_digest(weights), blocks, settings.seed, [part.model_dump(mode="json") for part in relevant]])
     if not run.is_done("classify", inputs):
+        check_models(settings)
         run.begin("classify", inputs)
         print(f"classifier: class balance by {settings.data.balance}, blocks {blocks}")
         diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
@@ -91,6 +97,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     if data is not None:
         return evaluate_external(run, load(run, pick_device(settings.runtime.device)), data)
     images = open_data(run)
+    check_left_out(settings, images.classes)
     if not len(images.indices(split)):
         raise InputError(f"{run.path} has no {split} split to evaluate.")
     inputs = digest([_weights_digest(weights), settings.evaluation.model_dump(mode="json")])
@@ -115,6 +122,17 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
 def report(run: Run) -> Path:
     """RUN/report.html from what the other stages left."""
     return write_report(run.path)
+
+
+def check_models(settings: Experiment) -> None:
+    """InputError for a device, a CNN or forced blocks that are not there, before anything is removed or trained."""
+    check_device(settings.runtime.device)
+    create_cnn(settings.classifier.cnn, settings.classifier.cnn_weights)
+    with torch.device("meta"):  # the structure alone
+        blocks = len(build_denoiser(settings.diffusion, channels=1, num_classes=2).blocks)
+    forced = settings.features.blocks
+    if forced is not None and not set() < set(forced) <= set(range(blocks)):
+        raise InputError(f"features.blocks={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
 
 
 def load(run: Run, device: torch.device) -> Predictor:

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 
 from dcube.classifier.batches import ClassifierBatches
 from dcube.classifier.model import Predictor, load_predictor
-from dcube.classifier.train import train_classifier
+from dcube.classifier.train import Validation, train_classifier
 from dcube.data.dataset import ImageData
 from dcube.features.frozen import FrozenFeatures
 from dcube.training.log import read_log
@@ -52,6 +52,25 @@ def test_the_best_ema_weights_by_validation_are_kept(trained: Path, data: ImageD
     assert sorted(path.name for path in trained.iterdir() if path.is_file()) == [
         "log.jsonl", "model.safetensors", "runtime.json",
     ]  # fmt: skip
+
+
+def test_weights_are_replaced_only_by_better_ones(data: ImageData, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By macro-F1, and by cross-entropy where that is equal; never by the later step."""
+    experiment, labels = tiny_experiment(), data.labels[data.indices("val")]
+    frozen = FrozenFeatures(tiny_diffusion(), BLOCKS, "clean", 4)
+    run.mkdir()
+    validation, extra, kept = Validation(data, experiment, frozen, run, {}), {}, []
+    right, wrong = np.eye(3)[labels], np.eye(3)[(labels + 1) % 3]
+    shares = [0.3, 0.8, 0.2, 0.9, 0.85]  # of the right answer: macro-F1 0, 1, 0, 1 (surer), 1 (less sure)
+    for step, share in enumerate(shares):
+        monkeypatch.setattr(validation, "probabilities", lambda ema, s=share: s * right + (1 - s) * wrong)
+        model = torch.nn.Linear(1, 1)
+        torch.nn.init.constant_(model.weight, step)
+        row = validation(step, model, extra)
+        assert row["macro_f1"] == float(share > 0.5)
+        tensors, metadata = load_weights(run / "best.safetensors")
+        kept.append((extra["best"]["step"], metadata["step"], tensors["weight"].item()))
+    assert kept == [(step, step, step) for step in (0, 1, 1, 3, 3)]
 
 
 def test_repeating_a_finished_training_changes_nothing(trained: Path, data: ImageData) -> None:
