@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dcube import config
+from dcube import config, settings
 from dcube.cli import app
 from dcube.data import sources
 
@@ -23,7 +23,7 @@ def test_example_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_settings_in_the_documents_exist(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    paths = set(config._all_paths())
+    paths = set(settings._all_paths())
     sections = "|".join(config.Experiment.model_fields)
     for name in re.findall(rf"\b((?:{sections})(?:\.[a-z_]+)+)(?==|`)", text):
         if not name.endswith((".py", ".yaml", ".csv")):

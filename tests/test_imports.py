@@ -12,12 +12,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "files", "progress", "lock", "config", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "report"),
-    *("tables", "runs", "external", "stages", "crossval", "dryrun", "api", "console", "prediction", "cli"),
+    *("tables", "environment", "runs", "external", "stages", "crossval", "dryrun", "api"),
+    *("console", "prediction", "cli"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
     *("__init__", "errors", "files", "progress", "lock", "config", "settings"),
-    *("runs", "api", "console", "prediction", "cli"),
+    *("environment", "runs", "api", "console", "prediction", "cli"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60
 

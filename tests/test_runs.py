@@ -60,9 +60,26 @@ def test_changed_settings_are_named_unless_restart(tmp_path: Path) -> None:
         create(tmp_path / "run", other)
     run.mark_done("select", "a")
     run.selection.write_text("{}")
-    create(tmp_path / "run", other, restart=True)
-    assert run.settings() == other
+    create(tmp_path / "run", other, restart=True)  # what stands is kept: the stages compare their own inputs
+    assert run.settings() == other and run.is_done("select", "a")
+    create(tmp_path / "run", other, restart=True)  # nothing changed: everything anew
     assert not run.selection.exists() and not run.is_done("select", "a")
+
+
+def test_what_was_built_on_other_inputs_goes(tmp_path: Path) -> None:
+    run = create(tmp_path / "run")
+    for stage in ("diffuse", "select", "classify"):
+        run.begin(stage, "a")
+        run.mark_done(stage, "a")
+    run.classifier.mkdir()
+    run.begin("diffuse", "a")
+    assert run.classifier.exists() and run.is_trained
+    run.begin("select", "b")
+    assert not run.classifier.exists() and not run.is_trained
+    run.classifier.mkdir()  # begun with other inputs, then stopped
+    run.begin("classify", "c")
+    run.begin("classify", "c")
+    assert run._read_stamps()["begun"] == {"diffuse": "a", "select": "b", "classify": "c"}
 
 
 def test_runtime_may_change(tmp_path: Path) -> None:
@@ -105,9 +122,19 @@ def test_every_stage_can_be_cleared(tmp_path: Path) -> None:
 
 def test_looks_at_the_test_split_are_counted_over_restarts(tmp_path: Path) -> None:
     run = create(tmp_path / "run")
-    assert run.test_evaluations == 0 and run.count_test_evaluation() == 1
+    assert run.test_evaluations == 0 and run.count_test_evaluation("a", again=False) == 1
+    assert run.count_test_evaluation("a", again=False) == 1, "the same classifier, interrupted"
+    with pytest.raises(InputError, match=r"1 time\(s\).*--again"):
+        run.count_test_evaluation("b", again=False)
     run.clear("evaluate")
     assert create(tmp_path / "run", restart=True).test_evaluations == 1
+    assert run.count_test_evaluation("b", again=True) == 2
+    other = load_experiment("small", ["classifier.dropout=0.3"])
+    with pytest.raises(InputError, match=r"2 time\(s\)"):
+        run.refuse_second_look(other, "k1")
+    with pytest.raises(InputError, match=r"2 time\(s\)"):
+        run.refuse_second_look(run.settings(), "k2")
+    run.refuse_second_look(run.settings(), "k1")
 
 
 def test_one_stage_may_change_its_own_settings_and_later_ones(tmp_path: Path) -> None:
@@ -118,6 +145,9 @@ def test_one_stage_may_change_its_own_settings_and_later_ones(tmp_path: Path) ->
             run.change("select", ["diffusion.image_size=32"])
         with pytest.raises(InputError, match="seed"):
             run.change("evaluate", ["seed=4"])
+    with pytest.raises(InputError), opened(tmp_path / "run", "select", ["features.alpha=0.2"]):
+        raise InputError("refused")
+    assert run.settings().features.alpha == 0.1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")

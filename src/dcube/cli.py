@@ -54,7 +54,7 @@ def prepare(
     seed: Seed = None,
     debug: Debug = False,
 ) -> None:
-    """Read, check, split and store a set of images; the result is accepted wherever DATA is."""
+    """Read, check and store a set of images; the result is accepted wherever DATA is."""
     from dcube import api
 
     api.prepare(data, out, recipe=recipe, overrides=set_ or (), seed=seed)

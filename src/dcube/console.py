@@ -11,7 +11,7 @@ from typing import Any, ParamSpec
 import typer
 from typer.core import TyperGroup
 
-from dcube.errors import DCubeError
+from dcube.errors import DCubeError, InputError
 from dcube.files import read_json
 
 P = ParamSpec("P")
@@ -60,6 +60,8 @@ def explain(error: BaseException) -> tuple[str, int]:
     """The sentence and the exit status for an exception."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted; repeat the same command to continue where it stopped.", INTERRUPTED
+    if isinstance(error, InputError):  # also of a full disk, where it knows more than what follows
+        return str(error), error.exit_code
     if _disk_is_full(error):
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return f"No space left on the device{where}; free some space and repeat the same command to continue.", 2

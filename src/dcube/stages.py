@@ -127,7 +127,7 @@ def report(run: Run) -> Path:
 def check_models(settings: Experiment) -> None:
     """InputError for a device, a CNN or forced blocks that are not there, before anything is removed or trained."""
     check_device(settings.runtime.device)
-    create_cnn(settings.classifier.cnn, settings.classifier.cnn_weights)
+    create_cnn(settings.classifier.cnn, settings.classifier.cnn_weights, settings.classifier.cnn_size)
     with torch.device("meta"):  # the structure alone
         blocks = len(build_denoiser(settings.diffusion, channels=1, num_classes=2).blocks)
     forced = settings.features.blocks

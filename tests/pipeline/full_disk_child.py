@@ -1,4 +1,4 @@
-"""What the test of a full disk runs in a mount namespace of its own: fits on a device that is too small, then is not."""
+"""Run by the test of a full disk in a mount namespace of its own: fits on a device that is too small, then is not."""
 
 import hashlib
 import json

@@ -4,17 +4,15 @@ import errno
 import hashlib
 import os
 import shutil
-import struct
 import subprocess
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
-from tiny_fit import PHANTOM, contents, done, refused, write_image, write_manifest, write_scans
+from tiny_fit import PHANTOM, contents, done, refused, write_bomb, write_image, write_manifest, write_scans
 
 
 @pytest.fixture(autouse=True)
@@ -34,20 +32,6 @@ def fit(recipe: Path, tmp_path: Path) -> Callable[..., str]:
         return refused("fit", data, "--out", tmp_path / "run", "--recipe", recipe, *more)
 
     return sentence
-
-
-def write_bomb(path: Path) -> Path:
-    """A sound PNG of 20,000 x 20,000 black pixels in some ten thousand bytes."""
-    side, packer = 20_000, zlib.compressobj()
-    row = bytes(1 + side // 8)
-    body = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
-    return path
 
 
 def write_nan(path: Path) -> Path:
@@ -258,7 +242,7 @@ def test_no_space_left_is_said_and_the_fit_goes_on_later(
     fit = ("fit", PHANTOM, "--out", out, "--recipe", recipe)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DCUBE_CACHE", str(tmp_path / "elsewhere"))
-        for allowed in (0, 3, 40, 55):  # store, run folder, diffusion, classifier
+        for allowed in (0, 3, 40, 55):  # in the store, the run folder, diffusion, classifier
             calls = iter(range(1000))
 
             def full(handle: int, allowed: int = allowed, calls: Iterator[int] = calls) -> None:

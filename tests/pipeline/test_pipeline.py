@@ -75,6 +75,15 @@ def test_alone_and_in_a_batch(fitted: Path, images: list[Path], tmp_path: Path) 
         assert [row[f"p_{name}"] for name in model.classes] == pytest.approx(together[number], abs=1e-5)
 
 
+def test_images_unlike_the_training_set_are_marked(fitted: Path, tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "small.png")
+    Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / "white.png")
+    small, white = dcube.load(fitted, "cpu").predict_files([str(tmp_path / "small.png"), str(tmp_path / "white.png")])
+    assert "only 8 x 8 pixels" in small["warning"] and "colour" in small["warning"]
+    assert "brightness 1.00 lies outside" in white["warning"]
+
+
 def test_samples_of_a_class(fitted: Path) -> None:
     model = dcube.load(fitted, "cpu")
     samples = model.sample("malignant", 3, seed=1)
@@ -116,6 +125,8 @@ def test_changed_setting_is_named(copied: Path, recipe: Path) -> None:
     assert "classifier.dropout: 0.5 -> 0.3" in sentence and "--restart" in sentence
     assert "seed: 0 -> 1" in refused("fit", PHANTOM, "--out", copied, "--recipe", recipe, "--seed", 1)
     assert contents(copied) == before
+    done("fit", PHANTOM, "--out", copied, "--recipe", copied / "experiment.yaml")  # is itself a recipe: no change
+    assert before["evaluation/metrics.json"] == contents(copied)["evaluation/metrics.json"]
 
 
 def test_restart_redoes_what_a_change_touches(copied: Path, recipe: Path, fitted: Path) -> None:

@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,20 @@ def write_image(path: Path, seed: int, level: int = 0, size: int = 24) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 100, (size, size)) + level
     Image.fromarray(noise.astype(np.uint8)).save(path)
+    return path
+
+
+def write_bomb(path: Path) -> Path:
+    """A sound PNG of 20,000 x 20,000 black pixels in some ten thousand bytes."""
+    side, packer = 20_000, zlib.compressobj()
+    row = bytes(1 + side // 8)
+    body = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b""))
     return path
 
 

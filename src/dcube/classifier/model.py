@@ -27,7 +27,7 @@ class DCubeClassifier(nn.Module):
         self, config: ClassifierConfig, num_classes: int, blocks: Sequence[int], weights: str | None = None
     ) -> None:
         super().__init__()
-        self.subnet = SubNetwork(config.cnn, config.cnn_weights if weights is None else weights)
+        self.subnet = SubNetwork(config.cnn, weights or config.cnn_weights, config.cnn_size)
         self.head: nn.Module = HEADS[config.head](
             blocks, self.subnet.width, num_classes, config.grid, config.width, config.dropout
         )

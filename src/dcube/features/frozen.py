@@ -76,17 +76,17 @@ class FeatureCache:
     def _fill(
         self, path: Path, shape: tuple[int, ...], frozen: FrozenFeatures, data: ImageData, indices: np.ndarray
     ) -> None:
-        values = np.memmap(path, dtype=np.float16, mode="w+", shape=shape)
-        device = frozen.diffusion.device
-        with progress("features", len(indices)) as advance:
+        """Written in order, not through a memory map: a full disk is then an error, not a bus error."""
+        device, limit = frozen.diffusion.device, torch.finfo(torch.float16).max
+        with open(path, "wb") as handle, progress("features", len(indices)) as advance:
             for start in range(0, len(indices), CHUNK):
                 images = data.images(indices[start : start + CHUNK], frozen.diffusion.config.image_size).to(device)
+                values = np.empty((len(images), *shape[1:]), np.float16)
                 for flip in range(shape[1]):
                     view = images.flip(-1) if flip else images
                     for at, step in enumerate(self.timesteps):
                         t = torch.full((len(view),), step, device=device)
                         flat = torch.cat([m.flatten(1) for m in frozen(view, t)], dim=1)
-                        limit = torch.finfo(torch.float16).max
-                        values[start : start + len(view), flip, at] = flat.clamp(-limit, limit).half().cpu().numpy()
+                        values[:, flip, at] = flat.clamp(-limit, limit).half().cpu().numpy()
+                handle.write(values.tobytes())
                 advance(min(start + CHUNK, len(indices)), "")
-        values.flush()

@@ -23,9 +23,9 @@ class SubNetwork(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, name: str, weights: str = "auto") -> None:
+    def __init__(self, name: str, weights: str = "auto", size: int = 224) -> None:
         super().__init__()
-        self.cnn, self.source = create_cnn(name, weights)
+        self.cnn, self.source = create_cnn(name, weights, size)
         self.width = int(self.cnn.num_features)
         settings: dict[str, Any] = self.cnn.pretrained_cfg
         self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, -1, 1, 1))
@@ -42,8 +42,8 @@ class SubNetwork(nn.Module):
         return feature
 
 
-def create_cnn(name: str, weights: str = "auto") -> tuple[Any, str]:
-    """A timm model without its classification head, and where its weights came from.
+def create_cnn(name: str, weights: str = "auto", size: int = 224) -> tuple[Any, str]:
+    """A timm model without its classification head, for images of `size` px, and where its weights came from.
 
     weights: "none" (random), "offline" (the package of the extra `offline`), "hub" (timm's download), a file
     (.safetensors, or .pth read with weights_only), or "auto": offline where that package has this model,
@@ -59,7 +59,7 @@ def create_cnn(name: str, weights: str = "auto") -> tuple[Any, str]:
     if weights == "auto":
         weights = "offline" if offline else "hub"
     if weights == "none":
-        return timm.create_model(name, pretrained=False, num_classes=0), "random"
+        return _build(name, size, pretrained=False), "random"
     if weights == "offline":
         if name != OFFLINE_MODEL:
             raise InputError(f"Offline weights exist only for {OFFLINE_MODEL}, not for {name}.")
@@ -68,13 +68,27 @@ def create_cnn(name: str, weights: str = "auto") -> tuple[Any, str]:
         return _offline_model(), f"ImageNet ({OFFLINE_PACKAGE})"
     if weights == "hub":
         try:
-            return timm.create_model(name, pretrained=True, num_classes=0), "ImageNet (timm)"
+            return _build(name, size, pretrained=True), "ImageNet (timm)"
+        except InputError:
+            raise
         except Exception as error:
             raise InputError(
                 f"The weights of {name} could not be downloaded ({type(error).__name__}); give a file by"
                 " --set classifier.cnn_weights=FILE, or 'none' for random weights."
             ) from error
-    return _model_from_file(name, Path(weights)), f"file {Path(weights).name}"
+    return _model_from_file(name, Path(weights), size), f"file {Path(weights).name}"
+
+
+def _build(name: str, size: int, pretrained: bool) -> Any:
+    """A network with a fixed input size (a ViT) is built for `size`; its position table is interpolated."""
+    import timm
+
+    fixed = timm.get_pretrained_cfg(name).fixed_input_size
+    options: dict[str, Any] = {"img_size": size} if fixed else {}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except AssertionError as error:  # timm's own check of patch and window against the size
+        raise InputError(f"{name} cannot be built for classifier.cnn_size={size} ({error}).") from error
 
 
 def _offline_model() -> Any:
@@ -96,13 +110,12 @@ def _offline_model() -> Any:
     return model
 
 
-def _model_from_file(name: str, path: Path) -> nn.Module:
-    import timm
+def _model_from_file(name: str, path: Path, size: int) -> nn.Module:
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise InputError(f"classifier.cnn_weights: there is no file '{path}' (or use auto, offline, hub, none).")
-    model = timm.create_model(name, pretrained=False, num_classes=0)
+    model = _build(name, size, pretrained=False)
     try:
         held: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:

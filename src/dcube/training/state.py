@@ -32,13 +32,16 @@ class TrainState:
         temporary = directory / f".tmp-{self.step:08d}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(_tensors(self.model), temporary / "model.safetensors")
-        save_file(_tensors(self.ema.model), temporary / "ema.safetensors")
-        save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
-        (temporary / "state.json").write_text(json.dumps({"step": self.step, "extra": self.extra}))
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
-        os.replace(temporary, final)
+        try:
+            save_file(_tensors(self.model), temporary / "model.safetensors")
+            save_file(_tensors(self.ema.model), temporary / "ema.safetensors")
+            save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
+            (temporary / "state.json").write_text(json.dumps({"step": self.step, "extra": self.extra}))
+            for path in (*temporary.iterdir(), temporary):
+                _sync(path)
+            os.replace(temporary, final)
+        finally:  # on a full disk it would keep its part
+            shutil.rmtree(temporary, ignore_errors=True)
         _sync(directory)
         for older in checkpoints(directory)[:-1]:
             shutil.rmtree(older)
