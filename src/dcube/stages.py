@@ -30,10 +30,12 @@ from dcube.report.page import write_report
 from dcube.runs import Run
 from dcube.settings import check_left_out
 from dcube.tables import read_split, write_predictions
+from dcube.training.order import numpy_rng
 from dcube.training.runtime import check_device, pick_device
 
 CHUNK = 32  # images per forward
-LOOK = 2000  # training images that say what images look like
+LOOK = 500  # training images that say what images look like
+FLOOR_IMAGES = 5000  # training images of the floors at most: their memory must not grow with the set
 FLOOR_SIZE = 128  # pixels; what the floors look at
 
 
@@ -169,6 +171,7 @@ def with_floors(
     systems = {"": probabilities}
     if settings.evaluation.floors:
         train = data.indices("train")
+        train = np.sort(numpy_rng(settings.seed, "floors").permutation(train)[:FLOOR_IMAGES])
         seen, asked = (data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows))
         groups, classes = np.array(data.groups)[train], len(data.classes)
         systems |= floors(seen, data.labels[train], groups, asked, classes=classes, seed=settings.seed)

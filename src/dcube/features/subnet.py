@@ -83,8 +83,8 @@ def _build(name: str, size: int, pretrained: bool) -> Any:
     """A network with a fixed input size (a ViT) is built for `size`; its position table is interpolated."""
     import timm
 
-    fixed = timm.get_pretrained_cfg(name).fixed_input_size
-    options: dict[str, Any] = {"img_size": size} if fixed else {}
+    known = timm.get_pretrained_cfg(name)
+    options: dict[str, Any] = {"img_size": size} if known is not None and known.fixed_input_size else {}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except AssertionError as error:  # timm's own check of patch and window against the size
