@@ -11,7 +11,7 @@ ROOT = Path(dcube.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "files", "progress", "lock", "config", "settings"),
-    *("data", "evaluation", "training", "diffusion", "features", "classifier", "report"),
+    *("data", "evaluation", "training", "diffusion", "features", "classifier", "experiments", "report"),
     *("tables", "environment", "runs", "external", "stages", "crossval", "dryrun", "api"),
     *("console", "prediction", "cli"),
 )

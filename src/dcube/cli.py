@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcube.console import OneSentence, guarded, print_result, result_table
+from dcube.console import OneSentence, guarded, print_probe, print_result, result_table
 
 app = typer.Typer(
     name="dcube",
@@ -156,6 +156,22 @@ def report(run: RunFolder, debug: Debug = False) -> None:
     with runs.opened(run, "report") as opened:
         stages.report(opened)
     typer.echo(f"Report: {opened.report}")
+
+
+@app.command()
+@guarded
+def probe(
+    run: RunFolder,
+    timestep: Annotated[list[int] | None, typer.Option(help="Noise level to probe at; repeatable.")] = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """How good each block's features are on the validation split, beside pixels, an untrained network and the CNN."""
+    from dcube import runs, stages
+
+    with runs.opened(run, "probe", None, device) as opened:
+        print_probe(stages.probe(opened, tuple(timestep or ()) or None))
+    typer.echo(f"All figures: {opened.path / 'probe' / 'probe.csv'}")
 
 
 @app.command()

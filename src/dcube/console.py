@@ -3,7 +3,7 @@
 import errno
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -110,3 +110,18 @@ def result_table(metrics: dict[str, Any]) -> str:
 def _interval(figure: dict[str, float | None]) -> str:
     value, low, high = ("n/a" if x is None else f"{x:.3f}" for x in (figure["value"], figure["low"], figure["high"]))
     return f"{value} ({low} .. {high})"
+
+
+def print_probe(rows: Sequence[Mapping[str, Any]]) -> None:
+    """The best timestep of every block and model, by macro-F1 of the probe; a star where its interval over the
+    untrained network lies above 0.
+    """
+    best: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        place = row["model"], row["block"]
+        if place not in best or row["macro_f1"]["value"] > best[place]["macro_f1"]["value"]:
+            best[place] = row
+    for (model, block), row in best.items():
+        star = "*" if (row.get("over_untrained") or {}).get("low", 0) > 0 else " "
+        at = "" if row["timestep"] is None else f"t = {row['timestep']}"
+        print(f"{model:14} {block:24} {at:8} {_interval(row['macro_f1'])} {star}")

@@ -31,6 +31,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
     "diffuse": ("diffusion", "features", "classifier", "evaluation", "runtime"),
     "select": ("features", "classifier", "evaluation", "runtime"),
     "classify": ("features", "classifier", "evaluation", "runtime"),
+    "probe": ("runtime",),
     "evaluate": ("evaluation", "runtime"),
 }
 

@@ -20,12 +20,13 @@ from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.errors import InputError
 from dcube.evaluation.floors import floors
 from dcube.evaluation.intervals import evaluate_predictions, without_classes
+from dcube.experiments.probe import probe as probe_blocks
 from dcube.external import evaluate_external, training_look
 from dcube.features.selection import select_blocks
 from dcube.features.subnet import create_cnn
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.progress import progress
-from dcube.report.figures import selection_figure
+from dcube.report.figures import probe_figure, selection_figure
 from dcube.report.page import write_report
 from dcube.runs import Run
 from dcube.settings import check_left_out
@@ -135,6 +136,21 @@ def check_models(settings: Experiment) -> None:
     forced = settings.features.blocks
     if forced is not None and not set() < set(forced) <= set(range(blocks)):
         raise InputError(f"features.blocks={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
+
+
+def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
+    """Linear probes of every block on the validation split: RUN/probe/probe.csv, probe.json and probe.svg."""
+    settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
+    data = open_data(run)
+    if not len(data.indices("val")):
+        raise InputError(f"{run.path} has no validation split to probe on.")
+    steps = timesteps or settings.features.eval_timesteps
+    if wrong := [t for t in steps if not 0 <= t < settings.diffusion.timesteps]:
+        raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
+    diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
+    rows = probe_blocks(data, settings, diffusion, steps, run.path / "probe")
+    write_text(run.path / "probe" / "probe.svg", probe_figure(rows))
+    return rows
 
 
 def load(run: Run, device: torch.device) -> Predictor:

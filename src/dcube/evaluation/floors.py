@@ -4,17 +4,14 @@ Three models without any representation learning, fitted on the same training im
 regression on simple statistics of an image, and logistic regression on its 32x32 pixels.
 """
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dcube.evaluation.metrics import Floats, Ints, macro_f1
+from dcube.evaluation.linear import spread, tuned_regression
+from dcube.evaluation.metrics import Floats, Ints
 
 FLOORS = ("majority", "statistics", "pixels")
 STATISTICS = (
@@ -34,7 +31,6 @@ STATISTICS = (
     "sharpness",
 )
 PIXEL_GRID = 32
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # C of the pixels' regression, weakest model first
 CHUNK = 64  # images worked on at once
 
 Images = NDArray[np.float32]
@@ -62,7 +58,7 @@ def floors(
 
     regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
     regression.fit(simple_statistics(train_images), train_labels)
-    result["statistics"] = _spread(
+    result["statistics"] = spread(
         regression.predict_proba(simple_statistics(images)), regression[-1].classes_, classes
     )
 
@@ -70,9 +66,8 @@ def floors(
     centre, scale = pixels.mean(0), pixels.std() + 1e-8  # one scale: a constant border pixel must not be blown up
     pixels, test_pixels = (pixels - centre) / scale, (test_pixels - centre) / scale
     pixels, test_pixels = _rotate(pixels, test_pixels)
-    strength = _tuned_strength(pixels, train_labels, np.asarray(train_groups), classes, seed)
-    model = _fit(LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3), pixels, train_labels)
-    result["pixels"] = _spread(model.predict_proba(test_pixels), model.classes_, classes)
+    groups = np.asarray(train_groups)
+    result["pixels"] = tuned_regression(pixels, train_labels, groups, test_pixels, classes=classes, seed=seed)
     return result
 
 
@@ -136,36 +131,3 @@ def _rotate(train: Floats, test: Floats) -> tuple[Floats, Floats]:
         return train, test
     basis = np.linalg.svd(train, full_matrices=False)[2]
     return train @ basis.T, test @ basis.T
-
-
-def _tuned_strength(pixels: Floats, labels: Ints, groups: NDArray[np.str_], classes: int, seed: int) -> float:
-    """The C of STRENGTHS with the best macro-F1 over group-wise folds of the training set (ties: the weaker)."""
-    per_class = [len(np.unique(groups[labels == k])) for k in np.unique(labels)]
-    folds = min(5, *per_class)
-    if folds < 2:  # a class of one group cannot be both learnt from and tuned on
-        return STRENGTHS[len(STRENGTHS) // 2]
-    predicted = np.zeros((len(STRENGTHS), len(labels)), dtype=np.int64)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for train, held_out in splitter.split(pixels, labels, groups):
-        if len(np.unique(labels[train])) < 2:
-            predicted[:, held_out] = labels[train][0]
-            continue
-        model = LogisticRegression(class_weight="balanced", max_iter=300, tol=1e-3, warm_start=True)
-        for row, strength in enumerate(STRENGTHS):  # from weak to strong, each starting where the last ended
-            model = _fit(model.set_params(C=strength), pixels[train], labels[train])
-            predicted[row, held_out] = model.predict(pixels[held_out])
-    scores = [macro_f1(labels, row, classes) for row in predicted]
-    return STRENGTHS[int(np.argmax(scores))]
-
-
-def _fit(model: LogisticRegression, features: Floats, labels: Ints) -> LogisticRegression:
-    with warnings.catch_warnings():  # a floor cut off at 300 iterations is as good a floor
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(features, labels)
-
-
-def _spread(probabilities: Floats, present: Ints, classes: int) -> Floats:
-    """Columns of the classes that training held, put where they belong among all classes."""
-    spread = np.zeros((len(probabilities), classes))
-    spread[:, present] = probabilities
-    return spread

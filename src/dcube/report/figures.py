@@ -177,6 +177,37 @@ def interval_figure(rows: Sequence[tuple[str, Row]], label: str) -> str:
     return _svg(draw, 7.4, 0.55 * len(shown) + 0.75)
 
 
+def probe_figure(rows: Sequence[Row]) -> str:
+    """Macro-F1 of the probes per block: trained and untrained network, the best timestep of each; pixels and the CNN
+    as lines. rows: of `probe.json`. Returns SVG text.
+    """
+    blocks = list(dict.fromkeys(row["block"] for row in rows if row["model"] == "trained"))
+
+    def best(model: str, block: str) -> Row:
+        found = [row for row in rows if (row["model"], row["block"]) == (model, block)]
+        return max(found, key=lambda row: row["macro_f1"]["value"])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for model, colour, shift in (("untrained", MUTED, -0.12), ("trained", ACCENT, 0.12)):
+            found = [best(model, block)["macro_f1"] for block in blocks]
+            places = np.arange(len(blocks)) + shift
+            axes.vlines(places, [f["low"] for f in found], [f["high"] for f in found], color=colour, lw=1.6)
+            axes.scatter(places, [f["value"] for f in found], s=30, color=colour, zorder=3, label=model)
+        for row in rows:
+            if row["model"] in ("pixels", "cnn"):
+                axes.axhline(row["macro_f1"]["value"], color=SECOND, lw=1, ls=(0, (4, 3)))
+                axes.annotate(
+                    row["model"], (1, row["macro_f1"]["value"]), (0, 3), xycoords=("axes fraction", "data"),
+                    textcoords="offset points", ha="right", color=SECOND, fontsize=8,
+                )  # fmt: skip
+        axes.set_xticks(range(len(blocks)), blocks)
+        axes.set_ylabel("macro-F1 of the probe")
+        axes.legend(loc="lower right")
+
+    return _svg(draw, 7.4, 3.2)
+
+
 def themed(svg: str, name: str) -> str:
     """The same figure for a place inside a page: palette as CSS variables, ids of its own, no links, no prologue."""
     svg = svg[svg.index("<svg") :]

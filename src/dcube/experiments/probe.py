@@ -1,0 +1,131 @@
+"""How good each block's features are (linear probes), beside pixels, an untrained network and the pretrained CNN."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcube.config import Experiment
+from dcube.data.dataset import ImageData
+from dcube.diffusion.backbone import build_denoiser
+from dcube.diffusion.train import Diffusion
+from dcube.evaluation.intervals import evaluate_predictions, paired_difference
+from dcube.evaluation.linear import linear_probe
+from dcube.features.frozen import FrozenFeatures
+from dcube.features.subnet import SubNetwork
+from dcube.files import write_json, write_text
+from dcube.progress import progress
+from dcube.training.order import key
+
+CHUNK = 32  # images per forward
+PIXELS = 32  # side of the raw pixels
+Named = tuple[str, str, int | None, np.ndarray]  # model, block, timestep, features [n, d]
+
+
+def probe(
+    data: ImageData, settings: Experiment, diffusion: Diffusion, timesteps: tuple[int, ...], directory: Path,
+    split: str = "val",
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Probe every block at every timestep; leaves probe.csv and probe.json in `directory`.
+
+    A probe is PCA (256) and balanced logistic regression on the block's map, fitted on the training split with C
+    tuned inside it, and measured on `split`. Models: `trained`, `untrained` (the same network before training),
+    `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`. Each row: model, block,
+    timestep, macro_f1 and accuracy with intervals, and `over_untrained`, the paired difference of macro-F1 to the
+    untrained network at the same block and timestep.
+    """
+    train, asked = data.indices("train"), data.indices(split)
+    both, groups = np.concatenate([train, asked]), np.array(data.groups)
+    labels = data.labels[asked]
+    cnn = _cnn_features(data, settings, both)
+    held: dict[tuple[str, str, int | None], np.ndarray] = {}
+    rows: list[dict[str, Any]] = []
+    total = 2 + 4 * len(diffusion.model.blocks) * len(timesteps)
+    with progress("probe", total) as advance:
+        for model, block, t, features in _all_features(data, settings, diffusion, timesteps, both, cnn):
+            probabilities = linear_probe(
+                features[: len(train)], data.labels[train], groups[train], features[len(train) :],
+                classes=len(data.classes), seed=settings.seed,
+            )  # fmt: skip
+            held[model, block, t] = probabilities
+            measured = evaluate_predictions(
+                probabilities, labels, groups[asked], data.classes,
+                bootstrap=settings.evaluation.bootstrap, seed=settings.seed,
+            )  # fmt: skip
+            row: dict[str, Any] = {"model": model, "block": block, "timestep": t}
+            row |= {name: measured[name] for name in ("macro_f1", "accuracy")}
+            plain = held.get((model.replace("trained", "untrained", 1), block, t))
+            if model.startswith("trained") and plain is not None:
+                row["over_untrained"] = paired_difference(
+                    probabilities, plain, labels, groups[asked], seed=settings.seed
+                )
+            rows.append(row)
+            advance(len(rows), f"{model} {block} {measured['macro_f1']['value']:.3f}")
+    write_text(directory / "probe.csv", _table(rows))
+    write_json(directory / "probe.json", {"split": split, "n": len(asked), "train": len(train), "rows": rows})
+    return rows
+
+
+def _all_features(
+    data: ImageData, settings: Experiment, diffusion: Diffusion, timesteps: tuple[int, ...], rows: np.ndarray,
+    cnn: np.ndarray,
+) -> Iterator[Named]:  # fmt: skip
+    """The untrained network comes before the trained one, so that each can be compared with its twin."""
+    yield "pixels", f"{PIXELS}x{PIXELS}", None, data.images(rows, PIXELS).flatten(1).numpy()
+    yield "cnn", settings.classifier.cnn, None, cnn
+    scaled = cnn / (cnn.std() + 1e-8)
+    for model, network in (("untrained", _untrained(diffusion, settings.seed)), ("trained", diffusion)):
+        for index, block in enumerate(network.model.blocks):
+            for t in timesteps:
+                features = _block_features(data, settings, network, index, t, rows)
+                yield model, block, t, features
+                # both at unit variance in sum, so that the PCA does not see the larger one alone
+                weight = np.sqrt(scaled.var(0).sum() / (features.var(0).sum() + 1e-12))
+                yield f"{model}+cnn", block, t, np.concatenate([features * weight, scaled], axis=1)
+
+
+def _untrained(diffusion: Diffusion, seed: int) -> Diffusion:
+    """The network as step 1 began with it: same seed, same initialisation."""
+    torch.manual_seed(key(seed, "diffusion", "weights"))
+    model = build_denoiser(diffusion.config, diffusion.channels, len(diffusion.classes))
+    model.eval().requires_grad_(False).to(diffusion.device)
+    return Diffusion(model, diffusion.schedule, diffusion.config, diffusion.channels, diffusion.classes)
+
+
+def _block_features(
+    data: ImageData, settings: Experiment, diffusion: Diffusion, block: int, t: int, rows: np.ndarray
+) -> np.ndarray:
+    """[n, d] float32: a block's map on at most the grid that the classifier sees, flattened."""
+    frozen = FrozenFeatures(diffusion, [block], settings.features.input, settings.classifier.grid)
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        images = data.images(rows[start : start + CHUNK], diffusion.config.image_size).to(diffusion.device)
+        step = torch.full((len(images),), t, device=diffusion.device)
+        parts.append(frozen(images, step)[0].flatten(1).float().cpu().numpy())
+    return np.concatenate(parts)
+
+
+@torch.inference_mode()
+def _cnn_features(data: ImageData, settings: Experiment, rows: np.ndarray) -> np.ndarray:
+    """[n, d] float32: the pooled last map of the recipe's CNN, not fine-tuned."""
+    config = settings.classifier
+    network = SubNetwork(config.cnn, config.cnn_weights, config.cnn_size).eval()
+    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    return np.concatenate([network(data.images(c, config.cnn_size)).mean((2, 3)).numpy() for c in chunks])
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """CSV: a figure, its low and high in columns of their own; empty where there is none."""
+    figures = ("macro_f1", "accuracy", "over_untrained")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "block", "timestep", *(f"{f}{end}" for f in figures for end in ("", "_low", "_high"))])
+    for row in rows:
+        values = [row[f][part] if f in row else None for f in figures for part in ("value", "low", "high")]
+        cells = ["" if value is None else f"{value:.4f}" for value in values]
+        writer.writerow([row["model"], row["block"], "" if row["timestep"] is None else row["timestep"], *cells])
+    return text.getvalue()

@@ -1,0 +1,52 @@
+"""The probe as an instrument: it tells features that hold the label from those that do not."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_fit import PHANTOM, done, refused
+
+from dcube.diffusion.train import load_diffusion
+from dcube.evaluation.linear import linear_probe
+from dcube.evaluation.metrics import macro_f1
+from dcube.experiments.probe import _untrained
+
+
+@pytest.mark.parametrize(("strength", "low", "high"), [(2.0, 0.95, 1.0), (0.0, 0.1, 0.55)])
+def test_linear_probe_finds_what_is_there_and_nothing_else(strength: float, low: float, high: float) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=300)
+    features = rng.standard_normal((300, 400)).astype(np.float32)
+    features[:, :30] += strength * np.eye(3, dtype=np.float32)[labels].repeat(10, axis=1)
+    groups = np.array([f"g{i // 2}" for i in range(300)])
+    p = linear_probe(features[:200], labels[:200], groups[:200], features[200:], classes=4, components=64)
+    assert p.shape == (100, 4) and np.allclose(p.sum(1), 1) and (p[:, 3] == 0).all()
+    assert low <= macro_f1(labels[200:], p.argmax(1), 3) <= high
+
+
+def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(fitted, tmp_path / "run")
+    out = done("probe", run, "--timestep", 3, "--timestep", 7).stdout
+    rows = list(csv.DictReader((run / "probe" / "probe.csv").open()))
+    blocks = ["down1", "down2", "mid", "up2", "up1"]
+    assert len(rows) == 2 + 4 * len(blocks) * 2
+    assert [row["block"] for row in rows if row["model"] == "trained" and row["timestep"] == "3"] == blocks
+    compared = {row["model"] for row in rows if row["over_untrained"]}
+    assert compared == {"trained", "trained+cnn"}
+    assert "pixels" in out and (run / "probe" / "probe.svg").read_text().startswith("<?xml")
+    for row in rows:
+        assert float(row["macro_f1_low"]) <= float(row["macro_f1"]) <= float(row["macro_f1_high"])
+    assert "timestep 20" in refused("probe", run, "--timestep", 20)
+
+
+def test_the_untrained_network_is_the_one_step_1_began_with(tmp_path: Path, recipe: Path) -> None:
+    out = tmp_path / "begun"
+    done("fit", PHANTOM, "--out", out, "--recipe", recipe, "--max-minutes", 0, "--no-test")
+    begun = load_diffusion(out / "diffusion" / "model.safetensors")
+    for (name, a), b in zip(
+        begun.model.state_dict().items(), _untrained(begun, 0).model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b), name
