@@ -62,7 +62,7 @@ def fit(
     with run.locked():
         write_splits(run, store, settings)
         _run_stages(run, start, max_minutes, no_test, again)
-    return load(out, device)
+    return load(out, device or settings.runtime.device)
 
 
 def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) -> None:
@@ -91,6 +91,8 @@ def _run_stages(run: Run, start: float, max_minutes: float | None, no_test: bool
         stages.evaluate(run, "val")
     if not run.is_trained:
         print("Training stopped at --max-minutes; repeat the command to train on. The test split waits for the end.")
+    elif not len(stages.open_data(run).indices("test")):
+        print("There is no test split (data.test_fraction is 0); the figures are those of the validation split.")
     elif not no_test:
         stages.evaluate(run, "test", again=again)
     stages.report(run)
@@ -143,7 +145,7 @@ class DCube:
             return self._predict_stack(stack)
         if isinstance(images, str | Path):
             raise InputError("predict_proba takes a list of images; put the one image into a list.")
-        raw = (read_image(i) if isinstance(i, str | Path) else np.asarray(i) for i in images)
+        raw = (read_image(i) if isinstance(i, str | Path) else self._raw(i) for i in images)
         chunks = list(external.predict_raw(self._predictor, raw))
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.classes)))
 
@@ -162,6 +164,18 @@ class DCube:
         diffusion = self._predictor.frozen.diffusion
         labels = torch.full((n,), self.classes.index(class_name))
         return diffusion.sample(labels, seed).numpy()
+
+    def _raw(self, image: Any) -> np.ndarray:
+        """One array of a list, checked as the pixels of a file are."""
+        from dcube.data.decode import checked
+
+        pixels = checked(np.asarray(image), "an array of the list")
+        if self._predictor.metadata["normalisation"]["bits"] == 8 and pixels.dtype != np.uint8:
+            raise InputError(
+                f"Arrays in a list are raw pixels, for this run uint8, not {np.asarray(image).dtype};"
+                " give values in [0, 1] as one array [N, C, S, S]."
+            )
+        return pixels
 
     def _predict_stack(self, stack: np.ndarray) -> np.ndarray:
         from dcube import external

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -77,12 +77,19 @@ class UNetConfig(Section):
     dropout: Fraction = 0.0
 
 
+def _yaml_word(value: object) -> object:
+    """YAML reads the words null and true as values; here they are names."""
+    if value is None:
+        return "null"
+    return "true" if value is True else value
+
+
 class ContrastiveConfig(Section):
     """Eq. 4. `paper`: L2 over the flattened middle block, summed; `pooled`: L2 of unit-length means."""
 
     weight: NonNegative = 1.0
     distance: Literal["paper", "pooled"] = "pooled"
-    label: Literal["null", "true"] = "null"  # which label the features of eq. 4 see
+    label: Annotated[Literal["null", "true"], BeforeValidator(_yaml_word)] = "null"  # what the features of eq. 4 see
     margin: Positive = 0.1
 
 
@@ -116,9 +123,20 @@ class FeaturesConfig(Section):
     select: Literal["least_gaussian", "most_gaussian"] = "least_gaussian"  # the second: table VI's worst
     blocks: tuple[int, ...] | None = None  # a forced choice
     input: Literal["clean", "noised", "clean_t0"] = "clean"  # table VII
-    timesteps: tuple[int, ...] | None = None  # of step 2; None: a random t per image (the paper)
+    # of step 2; None: a random t per image (the paper)
+    timesteps: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     eval_timesteps: Annotated[tuple[int, ...], Field(min_length=1)] = (10, 50, 100, 200)
-    cache_gb: NonNegative = 8.0  # bound on the feature cache on disk; 0 switches it off
+    cache_gb: NonNegative = 8.0  # bound on a feature cache on disk (training and validation have one each); 0: none
+
+    @property
+    def training_timesteps(self) -> tuple[int, ...] | None:
+        """The fixed set of step 2, None for random ones; with `clean_t0` there is nothing but 0."""
+        return (0,) if self.input == "clean_t0" else self.timesteps
+
+    @property
+    def prediction_timesteps(self) -> tuple[int, ...]:
+        """The fixed set that predictions are averaged over."""
+        return (0,) if self.input == "clean_t0" else self.eval_timesteps
 
 
 class ClassifierConfig(Section):
@@ -186,6 +204,8 @@ class Experiment(Section):
                 "data.horizontal_flip is off, so classifier.lambda_consistency must be 0 and diffusion.augment false:"
                 " both treat an image and its mirror image as the same"
             )
+        if self.classifier.optimizer.batch_size < 2:
+            raise ValueError("classifier.optimizer.batch_size must be at least 2, for batch normalisation")
         steps = (*(self.features.timesteps or ()), *self.features.eval_timesteps, self.features.timestep)
         if min(steps) < 0 or max(steps) >= self.diffusion.timesteps:
             raise ValueError(f"every timestep of features must lie in 0 .. {self.diffusion.timesteps - 1}")

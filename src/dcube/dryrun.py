@@ -36,7 +36,7 @@ def describe_run(images: ImageSet, settings: Experiment) -> str:
         lines.append(f"  {name}: " + ", ".join(f"{counts[name, split]} {split}" for split in ("train", "val", "test")))
     train = int((splits == "train").sum())
     size = settings.data.size
-    lines.append(f"store: {len(labels) * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits")
+    lines.append(f"store: {len(labels) * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
     diffusion, step1 = _time_step1(settings, channels, len(images.classes))
     step2, cache = _time_step2(settings, diffusion, len(images.classes), train)
     for title, seconds, optimizer in (

@@ -13,6 +13,7 @@ from dcube.classifier.model import Predictor
 from dcube.data.dataset import resize
 from dcube.data.decode import Normalisation, is_colour, read_image
 from dcube.data.sources import open_images
+from dcube.data.store import store_key
 from dcube.errors import InputError
 from dcube.evaluation.intervals import evaluate_predictions
 from dcube.files import write_json
@@ -108,6 +109,8 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any]) -> str:
 def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
     """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv."""
     images, settings = open_images(data, run.settings().seed), run.settings()
+    if store_key(images, settings.data) == run.store_key() or images.prepared == run.store():
+        raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
     unknown = sorted(set(images.classes) - set(predictor.classes))
     if unknown:
         known = ", ".join(predictor.classes)

@@ -32,7 +32,7 @@ from dcube.runs import Run
 from dcube.settings import check_left_out
 from dcube.tables import read_split, write_predictions
 from dcube.training.order import numpy_rng
-from dcube.training.runtime import check_device, pick_device
+from dcube.training.runtime import check_device, pick_device, use_threads
 
 CHUNK = 32  # images per forward
 LOOK = 500  # training images that say what images look like
@@ -43,6 +43,7 @@ FLOOR_SIZE = 128  # pixels; what the floors look at
 def diffuse(run: Run, deadline: float | None = None) -> Path:
     """Step 1: RUN/diffusion/model.safetensors."""
     settings, data = run.settings(), open_data(run)
+    use_threads(settings.runtime)
     relevant = settings.diffusion.model_dump(mode="json")
     inputs = digest([run.store_key(), file_digest(run.split), settings.seed, relevant])
     if not run.is_done("diffuse", inputs):
@@ -57,6 +58,7 @@ def diffuse(run: Run, deadline: float | None = None) -> Path:
 def select(run: Run) -> dict[str, Any]:
     """The Gaussianity test (eq. 6): RUN/selection.json and selection.svg. Returns the selection."""
     settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
+    use_threads(settings.runtime)
     relevant = settings.features.model_dump(mode="json", exclude={"timesteps", "eval_timesteps", "cache_gb"})
     inputs = digest([file_digest(weights), settings.seed, relevant])
     if not run.is_done("select", inputs):
@@ -74,16 +76,19 @@ def select(run: Run) -> dict[str, Any]:
 def classify(run: Run, deadline: float | None = None) -> Path:
     """Step 2: RUN/classifier/model.safetensors."""
     settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
+    use_threads(settings.runtime)
     blocks = read_json(_made(run.selection, "select"))["selected"]
-    relevant = [settings.classifier, settings.data, settings.features]
-    inputs = digest([file_digest(weights), blocks, settings.seed, [part.model_dump(mode="json") for part in relevant]])
+    relevant = [part.model_dump(mode="json") for part in (settings.classifier, settings.data, settings.features)]
+    own = Path(settings.classifier.cnn_weights)
+    given = [file_digest(own)] if own.is_file() else []  # a file may change under its name
+    inputs = digest([file_digest(weights), blocks, settings.seed, relevant, *given])
     if not run.is_done("classify", inputs):
         check_models(settings)
         run.begin("classify", inputs)
         print(f"classifier: class balance by {settings.data.balance}, blocks {blocks}")
         diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
         data = open_data(run)
-        look = training_look(data.images(data.indices("train")[:LOOK], settings.data.size).numpy())
+        look = training_look(data.images(_some(data, LOOK, settings.seed), settings.data.size).numpy())
         _, result = train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)
         if result.finished:
             run.mark_done("classify", inputs)
@@ -97,6 +102,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     with the same classes is evaluated whole, into evaluation/external-NAME.json and .csv.
     """
     settings, weights = run.settings(), _made(run.classifier / "model.safetensors", "classify")
+    use_threads(settings.runtime)
     if data is not None:
         return evaluate_external(run, load(run, pick_device(settings.runtime.device)), data)
     images = open_data(run)
@@ -141,6 +147,7 @@ def check_models(settings: Experiment) -> None:
 def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
     """Linear probes of every block on the validation split: RUN/probe/probe.csv, probe.json and probe.svg."""
     settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
+    use_threads(settings.runtime)
     data = open_data(run)
     if not len(data.indices("val")):
         raise InputError(f"{run.path} has no validation split to probe on.")
@@ -186,8 +193,7 @@ def with_floors(
     """Probabilities of D-Cube ("") and of every floor, trained on the same training split, for `rows` of a store."""
     systems = {"": probabilities}
     if settings.evaluation.floors:
-        train = data.indices("train")
-        train = np.sort(numpy_rng(settings.seed, "floors").permutation(train)[:FLOOR_IMAGES])
+        train = _some(data, FLOOR_IMAGES, settings.seed)
         seen, asked = (data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows))
         groups, classes = np.array(data.groups)[train], len(data.classes)
         systems |= floors(seen, data.labels[train], groups, asked, classes=classes, seed=settings.seed)
@@ -223,6 +229,11 @@ def _weights_digest(path: Path) -> str:
     with open(path, "rb") as handle:
         header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
         return digest([header, hashlib.file_digest(handle, "sha256").hexdigest()])
+
+
+def _some(data: ImageData, most: int, seed: int) -> np.ndarray:
+    """At most so many rows of the training split, drawn at random: tables are often sorted by class."""
+    return np.sort(numpy_rng(seed, "floors").permutation(data.indices("train"))[:most])
 
 
 def _made(path: Path, stage: str) -> Path:

@@ -21,7 +21,7 @@ class ClassifierBatches:
         self.labels = data.labels[self.indices]
         balanced = experiment.data.balance == "sampler"
         self.order = Order(self.labels, self.config.optimizer.batch_size, experiment.seed, balanced)
-        self.timesteps = experiment.features.timesteps
+        self.timesteps = experiment.features.training_timesteps
         self.cache = make_cache(data, self.indices, frozen, experiment, self.timesteps, directory, mirror=True)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:

@@ -62,7 +62,7 @@ class Predictor:
         """
         maps = [
             self.frozen(small, torch.full((len(small),), step, device=small.device, dtype=torch.long))
-            for step in self.features.eval_timesteps
+            for step in self.features.prediction_timesteps
         ]
         return self.model.probabilities(large, maps)
 

@@ -67,7 +67,7 @@ class Validation:
         self.data, self.experiment, self.frozen = data, experiment, frozen
         self.directory, self.metadata = directory, metadata
         self.indices = data.indices("val")
-        steps = experiment.features.eval_timesteps
+        steps = experiment.features.prediction_timesteps
         self.cache = make_cache(data, self.indices, frozen, experiment, steps, directory, mirror=False)
 
     def __call__(self, step: int, ema: nn.Module, extra: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class Validation:
         return np.concatenate(parts)
 
     def _maps(self, rows: np.ndarray, device: torch.device) -> list[list[torch.Tensor]]:
-        steps = self.experiment.features.eval_timesteps
+        steps = self.experiment.features.prediction_timesteps
         if self.cache is not None:
             no = np.zeros(len(rows), bool)
             return [self.cache.maps(rows, no, np.full(len(rows), at)) for at in range(len(steps))]
@@ -144,7 +144,8 @@ def train_classifier(
     steps = config.optimizer.total_steps(len(batches.indices))
     result = train(task, config.optimizer, steps, experiment.seed, directory, experiment.runtime, deadline)
     best, final = directory / "best.safetensors", directory / "model.safetensors"
-    if best.exists() or not (result.finished and final.exists()):  # else this ended before, and cleared up
+    ended_before = bool(hooks) and result.finished and final.exists() and not best.exists()  # and cleared up
+    if not ended_before:
         if result.extra.get("best"):
             tensors, metadata = load_weights(best)
             result.model.load_state_dict(tensors)
@@ -152,4 +153,4 @@ def train_classifier(
     for left_over in (best, *directory.glob("features-*.f16")):
         if result.finished:
             left_over.unlink(missing_ok=True)
-    return load_predictor(final, diffusion), result
+    return load_predictor(final, diffusion, diffusion.device), result

@@ -11,6 +11,8 @@ from dcube.errors import InputError
 if TYPE_CHECKING:
     import torch
 
+CHUNK = 64  # images held at the stored size at once
+
 
 class ImageData:
     """Images, labels, groups and splits of one experiment. Indices count the rows of the store."""
@@ -35,7 +37,9 @@ class ImageData:
         """float32 [n, C, size, size] in [0, 1], reduced from the stored size with a filter as wide as the step."""
         import torch
 
-        return resize(torch.from_numpy(self.store.floats(indices)), size)
+        rows = np.asarray(indices, dtype=np.int64)
+        parts = [rows[start : start + CHUNK] for start in range(0, max(1, len(rows)), CHUNK)]
+        return torch.cat([resize(torch.from_numpy(self.store.floats(part)), size) for part in parts])
 
 
 def resize(images: "torch.Tensor", size: int) -> "torch.Tensor":

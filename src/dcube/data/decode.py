@@ -40,7 +40,7 @@ def read_image(path: str | Path) -> np.ndarray:
     except Exception as error:  # decoders raise nearly anything on damaged files
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise InputError(f"{path}: the image is damaged ({reason}).") from error
-    return _checked(pixels, path)
+    return checked(pixels, path)
 
 
 def _decode(path: Path) -> np.ndarray:
@@ -105,7 +105,7 @@ def _too_large(size: tuple[int, int] | None) -> str:
     return f"the image has more than {MAX_PIXELS // 1_000_000} million pixels{given}; make it smaller first."
 
 
-def _checked(pixels: np.ndarray, path: Path) -> np.ndarray:
+def checked(pixels: np.ndarray, path: Path | str) -> np.ndarray:
     """Bring rare layouts to the documented ones, or say what is wrong."""
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]

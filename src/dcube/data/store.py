@@ -70,13 +70,16 @@ class Store:
         return self.normalisation.floats(self.pixels[np.asarray(indices, dtype=np.int64)])
 
     def as_images(self) -> ImageSet:
-        """The store as an image set: the same table, and `read` gives the stored pixels."""
+        """The store as an image set: the same table, and `read` gives its pixels on the files' scale."""
         table = zip(self.paths, self.labels, self.groups, self.given_splits, strict=True)
         records = tuple(Record(path, self.classes[label], group, split) for path, label, group, split in table)
         index = {path: number for number, path in enumerate(self.paths)}
 
         def read(record: Record) -> np.ndarray:
             planes = np.asarray(self.pixels[index[record.path]])
+            if self.normalisation.bits == 16:  # back to the values of the files
+                low, high = self.normalisation.low, self.normalisation.high
+                planes = self.normalisation.floats(planes) * np.float32(high - low) + np.float32(low)
             return planes[0] if len(planes) == 1 else np.moveaxis(planes, 0, -1)
 
         return ImageSet(self.name, None, records, read, prepared=self.directory)

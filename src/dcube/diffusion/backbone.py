@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from dcube.config import DiffusionConfig
 
@@ -73,7 +74,7 @@ def timestep_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
     """Sinusoidal embedding [B, width] of t [B] (Vaswani et al. 2017, as in DDPM)."""
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    return functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))  # an odd width: one zero
 
 
 def build_denoiser(config: DiffusionConfig, channels: int, num_classes: int) -> Denoiser:

@@ -20,6 +20,8 @@ from dcube.training.loop import Hook, Task, Trained, train
 from dcube.training.order import Order, key, numpy_rng, torch_rng
 from dcube.training.state import load_weights, save_weights
 
+SAMPLE_CHUNK = 32  # images per forward of a sampler
+
 
 @dataclass(frozen=True)
 class Diffusion:
@@ -37,16 +39,21 @@ class Diffusion:
         return self.model.labels.weight.device
 
     def sample(self, labels: torch.Tensor, seed: int, steps: int | None = None) -> torch.Tensor:
-        """Images [B, C, H, W] in [0, 1] for labels [B] int64; image i depends on (seed, i) alone."""
-        size = self.config.image_size
-        start = torch.stack(
-            [torch.randn(self.channels, size, size, generator=torch_rng(seed, "sample", i)) for i in range(len(labels))]
-        )
-        images = ddim_sample(
-            self.model, self.schedule, labels.to(self.device), start.to(self.device),
-            steps or self.config.sample_steps, self.config.guidance_scale,
-        )  # fmt: skip
-        return (images.float().cpu() + 1) / 2
+        """Images [B, C, H, W] in [0, 1] for labels [B] int64; image i depends on (seed, i) alone, and memory does
+        not grow with B but for the result.
+        """
+        shape = self.channels, self.config.image_size, self.config.image_size
+        made = [torch.zeros(0, *shape)]
+        for first in range(0, len(labels), SAMPLE_CHUNK):
+            y = labels[first : first + SAMPLE_CHUNK].to(self.device)
+            numbers = range(first, first + len(y))
+            start = torch.stack([torch.randn(shape, generator=torch_rng(seed, "sample", i)) for i in numbers])
+            images = ddim_sample(
+                self.model, self.schedule, y, start.to(self.device),
+                steps or self.config.sample_steps, self.config.guidance_scale,
+            )  # fmt: skip
+            made.append((images.float().cpu() + 1) / 2)
+        return torch.cat(made)
 
 
 class PairBatches:

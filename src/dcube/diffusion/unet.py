@@ -35,7 +35,7 @@ class MapAttention(nn.Module):
 
     def __init__(self, width: int, groups: int, head_width: int = 32) -> None:
         super().__init__()
-        self.heads = max(1, width // head_width)
+        self.heads = next(heads for heads in range(max(1, width // head_width), 0, -1) if width % heads == 0)
         self.norm = nn.GroupNorm(groups, width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         nn.init.zeros_(self.proj.weight)

@@ -18,8 +18,7 @@ class Runtime:
         from accelerate import Accelerator
 
         check_device(config.device)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        use_threads(config)
         self.accelerator = Accelerator(cpu=config.device == "cpu")
         self.device: torch.device = self.accelerator.device
         named = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -67,14 +66,21 @@ class Runtime:
         self.accelerator.wait_for_everyone()
 
 
+def use_threads(config: RuntimeConfig) -> None:
+    """Threads of torch on a CPU; the last bits of a sum depend on them, so every stage uses the same."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+
+
 def check_device(device: str) -> None:
     """InputError where the asked-for device is not there."""
-    kind = device.partition(":")[0]
-    if kind not in ("auto", "cpu", "cuda", "mps"):
-        raise InputError(f"There is no device '{device}'; choose auto, cpu, cuda or mps.")
-    if kind == "cuda" and not torch.cuda.is_available():
+    if device not in ("auto", "cpu", "cuda", "mps"):
+        raise InputError(
+            f"There is no device '{device}'; choose auto, cpu, cuda or mps (of several GPUs by CUDA_VISIBLE_DEVICES)."
+        )
+    if device == "cuda" and not torch.cuda.is_available():
         raise InputError("No CUDA device is available here; use --device cpu or --device auto.")
-    if kind == "mps" and not torch.backends.mps.is_available():
+    if device == "mps" and not torch.backends.mps.is_available():
         raise InputError("No Apple GPU is available here; use --device cpu or --device auto.")
 
 
