@@ -11,7 +11,8 @@ from dcube.config import DataConfig, DiffusionConfig, Experiment
 from dcube.data.dataset import ImageData
 from dcube.data.records import ImageSet, Record
 from dcube.data.store import build_store
-from dcube.diffusion.backbone import Denoiser, build_denoiser
+from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion
 

@@ -12,7 +12,7 @@ from dcube.classifier.model import DCubeClassifier
 from dcube.config import Experiment
 from dcube.data.records import ImageSet
 from dcube.data.split import assign_splits
-from dcube.diffusion.backbone import build_denoiser
+from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion

@@ -15,7 +15,7 @@ from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.data.store import Store
-from dcube.diffusion.backbone import build_denoiser
+from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.errors import InputError
 from dcube.evaluation.floors import floors

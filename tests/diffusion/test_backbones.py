@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from dcube.config import DiffusionConfig
-from dcube.diffusion.backbone import Denoiser, build_denoiser
+from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.build import build_denoiser
 from tiny import randomise
 
 SIZES: dict[str, list[dict[str, Any]]] = {

@@ -2,13 +2,10 @@
 
 import math
 from collections.abc import Collection, Iterator
-from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-
-from dcube.config import DiffusionConfig
 
 
 class Denoiser(nn.Module):
@@ -75,14 +72,3 @@ def timestep_embedding(t: torch.Tensor, width: int) -> torch.Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(width // 2, device=t.device) / (width // 2))
     angles = t[:, None].float() * frequencies
     return functional.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, width % 2))  # an odd width: one zero
-
-
-def build_denoiser(config: DiffusionConfig, channels: int, num_classes: int) -> Denoiser:
-    """The backbone a configuration asks for; a new one is a file beside this and a line here."""
-    from dcube.diffusion.unet import UNet
-    from dcube.diffusion.uvit import UViT
-
-    arguments: dict[str, Any] = {"channels": channels, "num_classes": num_classes}
-    if config.backbone == "uvit":
-        return UViT(config.uvit, image_size=config.image_size, **arguments)
-    return UNet(config.unet, **arguments)

@@ -11,7 +11,8 @@ from torch import nn
 from dcube.config import DiffusionConfig, Experiment
 from dcube.data.dataset import ImageData
 from dcube.data.pairs import PairSampler
-from dcube.diffusion.backbone import Denoiser, build_denoiser
+from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.sampling import ddim_sample
 from dcube.diffusion.schedule import Schedule

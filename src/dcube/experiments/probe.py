@@ -11,7 +11,7 @@ import torch
 
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
-from dcube.diffusion.backbone import build_denoiser
+from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion
 from dcube.evaluation.intervals import evaluate_predictions, paired_difference
 from dcube.evaluation.linear import linear_probe
