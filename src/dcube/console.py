@@ -3,7 +3,7 @@
 import errno
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -112,12 +112,12 @@ def _interval(figure: dict[str, float | None]) -> str:
     return f"{value} ({low} .. {high})"
 
 
-def print_probe(rows: Sequence[Mapping[str, Any]]) -> None:
+def print_probe(result: Mapping[str, Any]) -> None:
     """The best timestep of every block and model, by macro-F1 of the probe; a star where its interval over the
     untrained network lies above 0.
     """
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in rows:
+    for row in result["rows"]:
         place = row["model"], row["block"]
         if place not in best or row["macro_f1"]["value"] > best[place]["macro_f1"]["value"]:
             best[place] = row
@@ -125,3 +125,7 @@ def print_probe(rows: Sequence[Mapping[str, Any]]) -> None:
         star = "*" if (row.get("over_untrained") or {}).get("low", 0) > 0 else " "
         at = "" if row["timestep"] is None else f"t = {row['timestep']}"
         print(f"{model:14} {block:24} {at:8} {_interval(row['macro_f1'])} {star}")
+    if found := result.get("gaussianity"):
+        spearman = "n/a" if found["spearman"] is None else f"{found['spearman']:+.2f}"
+        print(f"rank correlation of the test's D with the probe: {spearman}")
+        print(f"best block {found['best_block']}, selected {', '.join(found['selected'])}")

@@ -144,7 +144,7 @@ def check_models(settings: Experiment) -> None:
         raise InputError(f"features.blocks={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
 
 
-def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> list[dict[str, Any]]:
+def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> dict[str, Any]:
     """Linear probes of every block on the validation split: RUN/probe/probe.csv, probe.json and probe.svg."""
     settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
     use_threads(settings.runtime)
@@ -155,9 +155,10 @@ def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> list[dict[str, 
     if wrong := [t for t in steps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
     diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
-    rows = probe_blocks(data, settings, diffusion, steps, run.path / "probe")
-    write_text(run.path / "probe" / "probe.svg", probe_figure(rows))
-    return rows
+    selection = read_json(run.selection) if run.selection.is_file() else None
+    result = probe_blocks(data, settings, diffusion, steps, run.path / "probe", selection=selection)
+    write_text(run.path / "probe" / "probe.svg", probe_figure(result["rows"]))
+    return result
 
 
 def load(run: Run, device: torch.device) -> Predictor:

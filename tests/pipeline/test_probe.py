@@ -1,6 +1,7 @@
 """The probe as an instrument: it tells features that hold the label from those that do not."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tiny_fit import PHANTOM, done, refused
 from dcube.diffusion.train import load_diffusion
 from dcube.evaluation.linear import linear_probe
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.probe import _untrained
+from dcube.experiments.probe import _untrained, gaussianity_agreement
 
 
 @pytest.mark.parametrize(("strength", "low", "high"), [(2.0, 0.95, 1.0), (0.0, 0.1, 0.55)])
@@ -36,7 +37,11 @@ def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
     assert [row["block"] for row in rows if row["model"] == "trained" and row["timestep"] == "3"] == blocks
     compared = {row["model"] for row in rows if row["over_untrained"]}
     assert compared == {"trained", "trained+cnn"}
-    assert "pixels" in out and (run / "probe" / "probe.svg").read_text().startswith("<?xml")
+    found = json.loads((run / "probe" / "probe.json").read_text())["gaussianity"]
+    assert found["spearman"] is None or -1 <= found["spearman"] <= 1
+    assert found["best_block"] in blocks and set(found["selected"]) <= set(blocks)
+    assert "pixels" in out and "rank correlation" in out
+    assert (run / "probe" / "probe.svg").read_text().startswith("<?xml")
     for row in rows:
         assert float(row["macro_f1_low"]) <= float(row["macro_f1"]) <= float(row["macro_f1_high"])
     assert "timestep 20" in refused("probe", run, "--timestep", 20)
@@ -50,3 +55,14 @@ def test_the_untrained_network_is_the_one_step_1_began_with(tmp_path: Path, reci
         begun.model.state_dict().items(), _untrained(begun, 0).model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b), name
+
+
+def test_agreement_is_one_where_the_least_gaussian_block_probes_best() -> None:
+    blocks = [{"name": f"b{i}", "n": 64, "D": d} for i, d in enumerate((0.05, 0.2, 0.1))]
+    rows = [
+        {"model": model, "block": f"b{i}", "macro_f1": {"value": value}}
+        for model, values in (("trained", (0.5, 0.9, 0.7)), ("untrained", (1.0, 0.1, 0.1)))
+        for i, value in enumerate(values)
+    ]
+    found = gaussianity_agreement({"blocks": blocks, "selected": [1]}, rows)
+    assert found == {"spearman": pytest.approx(1.0), "best_block": "b1", "selected": ["b1"]}

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -28,15 +29,16 @@ Named = tuple[str, str, int | None, np.ndarray]  # model, block, timestep, featu
 
 def probe(
     data: ImageData, settings: Experiment, diffusion: Diffusion, timesteps: tuple[int, ...], directory: Path,
-    split: str = "val",
-) -> list[dict[str, Any]]:  # fmt: skip
+    split: str = "val", selection: dict[str, Any] | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Probe every block at every timestep; leaves probe.csv and probe.json in `directory`.
 
     A probe is PCA (256) and balanced logistic regression on the block's map, fitted on the training split with C
     tuned inside it, and measured on `split`. Models: `trained`, `untrained` (the same network before training),
     `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`. Each row: model, block,
     timestep, macro_f1 and accuracy with intervals, and `over_untrained`, the paired difference of macro-F1 to the
-    untrained network at the same block and timestep.
+    untrained network at the same block and timestep. With the run's `selection`, the result also says whether
+    less Gaussian blocks have better features (`gaussianity`). Returns what probe.json holds.
     """
     train, asked = data.indices("train"), data.indices(split)
     both, groups = np.concatenate([train, asked]), np.array(data.groups)
@@ -66,8 +68,30 @@ def probe(
             rows.append(row)
             advance(len(rows), f"{model} {block} {measured['macro_f1']['value']:.3f}")
     write_text(directory / "probe.csv", _table(rows))
-    write_json(directory / "probe.json", {"split": split, "n": len(asked), "train": len(train), "rows": rows})
-    return rows
+    result = {"split": split, "n": len(asked), "train": len(train), "rows": rows}
+    if selection is not None:
+        result["gaussianity"] = gaussianity_agreement(selection, rows)
+    write_json(directory / "probe.json", result)
+    return result
+
+
+def gaussianity_agreement(selection: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Does a low p mean better features? Spearman's rank correlation, over the blocks, of sqrt(n) * D (eq. 6) with the
+    trained block's best macro-F1; +1: the least Gaussian blocks probe best. Beside it the best block and the chosen.
+    """
+    best = {
+        block["name"]: max(
+            row["macro_f1"]["value"] for row in rows if (row["model"], row["block"]) == ("trained", block["name"])
+        )
+        for block in selection["blocks"]
+    }
+    distance = [np.sqrt(block["n"]) * block["D"] for block in selection["blocks"]]
+    spread = len(set(best.values())) > 1 and len(set(distance)) > 1  # else there is no order to agree with
+    return {
+        "spearman": float(spearmanr(distance, list(best.values())).statistic) if spread else None,
+        "best_block": max(best, key=lambda name: best[name]),
+        "selected": [selection["blocks"][i]["name"] for i in selection["selected"]],
+    }
 
 
 def _all_features(
