@@ -74,7 +74,7 @@ def test_everything_is_on_the_page(complete: Path) -> None:
         "not for clinical use",
         f"{metrics['macro_f1']['value']:.3f}",
         f"macro-F1 on 84 test images of {metrics['groups']} groups",
-        "convolutional U-Net, 64 px, 3000 steps of 32 images",
+        "convolutional U-Net, 64 px, 3000 steps of 32 pairs",
         "malignant & <odd>",
         "normal $x$",
         "benign/b<1>.png the file ends early",

@@ -131,7 +131,7 @@ def _trained(experiment: Mapping[str, Any] | None) -> list[tuple[str, str]] | No
     backbone = {"uvit": "U-ViT", "unet": "convolutional U-Net"}.get(step_1["backbone"], step_1["backbone"])
     return [
         ("Recipe", f"{experiment['recipe']}, seed {experiment['seed']}"),
-        ("Step 1", f"class-conditional diffusion model: {backbone}, {step_1['image_size']} px, {_length(step_1)}"),
+        ("Step 1", f"class-conditional diffusion model: {backbone}, {step_1['image_size']} px, {_length(step_1, 'pairs')}"),
         (
             "Contrastive term",
             f"weight {step_1['contrastive']['weight']:g}, distance {step_1['contrastive']['distance']},"
@@ -140,7 +140,7 @@ def _trained(experiment: Mapping[str, Any] | None) -> list[tuple[str, str]] | No
         (
             "Step 2",
             f"classifier on the selected blocks and {step_2['cnn']} at {step_2['cnn_size']} px"
-            f" (weights: {step_2['cnn_weights']}), {_length(step_2)}",
+            f" (weights: {step_2['cnn_weights']}), {_length(step_2, 'images')}",
         ),
         (
             "Its loss",
@@ -150,11 +150,11 @@ def _trained(experiment: Mapping[str, Any] | None) -> list[tuple[str, str]] | No
     ]
 
 
-def _length(step: Mapping[str, Any]) -> str:
+def _length(step: Mapping[str, Any], unit: str) -> str:
     optimizer = step["optimizer"]
     if optimizer.get("steps") is not None:
-        return f"{optimizer['steps']} steps of {optimizer['batch_size']} images"
-    return f"{optimizer['epochs']:g} epochs in batches of {optimizer['batch_size']}"
+        return f"{optimizer['steps']} steps of {optimizer['batch_size']} {unit}"
+    return f"{optimizer['epochs']:g} epochs in batches of {optimizer['batch_size']} {unit}"
 
 
 def _restricted(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
