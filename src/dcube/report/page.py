@@ -131,7 +131,10 @@ def _trained(experiment: Mapping[str, Any] | None) -> list[tuple[str, str]] | No
     backbone = {"uvit": "U-ViT", "unet": "convolutional U-Net"}.get(step_1["backbone"], step_1["backbone"])
     return [
         ("Recipe", f"{experiment['recipe']}, seed {experiment['seed']}"),
-        ("Step 1", f"class-conditional diffusion model: {backbone}, {step_1['image_size']} px, {_length(step_1, 'pairs')}"),
+        (
+            "Step 1",
+            f"class-conditional diffusion model: {backbone}, {step_1['image_size']} px, {_length(step_1, 'pairs')}",
+        ),
         (
             "Contrastive term",
             f"weight {step_1['contrastive']['weight']:g}, distance {step_1['contrastive']['distance']},"
