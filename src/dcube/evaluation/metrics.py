@@ -21,7 +21,6 @@ METRICS = (
     "brier",
     "ece",
 )
-LOWER_IS_BETTER = ("brier", "ece")
 ECE_BINS = 15
 
 

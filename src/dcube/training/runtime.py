@@ -31,7 +31,7 @@ class Runtime:
 
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model on its device, wrapped for data parallel training where there are several processes."""
-        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # convolutions: up to 3x
+        model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         prepared: nn.Module = self.accelerator.prepare_model(model)
         return prepared
 
