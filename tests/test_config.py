@@ -101,3 +101,35 @@ def test_changed_settings_are_named_with_both_values() -> None:
     changes = changed_settings(load_experiment("small"), load_experiment("small", ["classifier.dropout=0.3"]))
     assert changes == ["classifier.dropout: 0.5 -> 0.3"]
     assert changed_settings(Experiment(), Experiment()) == []
+
+
+LAPTOP = ("backbone=unet", "image_size=64", "unet.patch=2", "unet.widths=[32, 64, 96, 128]")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["schedule=cosine", "beta_end=0.03"], "beta_start and beta_end belong to schedule linear"),
+        (["gamma=3"], "gamma needs weighting"),
+        (["t_mean=-1"], "t_distribution logit_normal"),
+        (["augmentation.probability=0.1", "align.weight=0.5"], "exclude one another"),
+        (["backbone=uvit", "growth=[[0.5, 32]]"], "growth needs backbone unet"),
+        (["growth=[[0.5, 32], [0.4, 48]]"], "growth must rise"),
+        (["growth=[[0.5, 64]]"], "growth must rise"),
+        (["growth=[[0.0, 32]]"], "growth must rise"),
+        (["growth=[[0.5, 36]]"], "size 36 is not a multiple of 16"),
+        (["prediction=epsilon"], "diffusion.prediction"),
+        (["augmentation.probability=1.5"], "diffusion.augmentation.probability"),
+    ],
+)
+def test_settings_of_step_1_that_would_do_nothing_are_refused(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        load_experiment("small", [f"diffusion.{override}" for override in [*LAPTOP, *overrides]])
+
+
+def test_settings_of_step_1_survive_a_round_trip() -> None:
+    asked = [*LAPTOP, "growth=[[0.25, 32], [0.5, 48]]", "schedule=cosine", "weighting=p2", "gamma=0.5", "prediction=v"]
+    experiment = load_experiment("small", [f"diffusion.{override}" for override in asked])
+    again = parse_experiment(experiment.model_dump(mode="json"))
+    assert again == experiment and again.diffusion.growth == ((0.25, 32), (0.5, 48))
+    assert [again.diffusion.size_at(step, 100) for step in (0, 24, 25, 49, 50, 99)] == [32, 32, 48, 48, 64, 64]

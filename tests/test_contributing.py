@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from dcube import config, settings
+from dcube.baselines import registry
 from dcube.cli import app
 from dcube.data import sources
 
@@ -14,9 +15,10 @@ BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text
 PAGES = ("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/paper_map.md")
 
 
-@pytest.mark.parametrize("block", BLOCKS, ids=["loss", "backbone", "source"])
+@pytest.mark.parametrize("block", BLOCKS, ids=["loss", "backbone", "source", "baseline"])
 def test_example_runs(block: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SOURCES", list(sources.SOURCES))  # the example registers one
+    monkeypatch.setattr(registry, "REGISTRY", dict(registry.REGISTRY))
     exec(compile(block, "CONTRIBUTING.md", "exec"), {"__name__": "example"})
 
 

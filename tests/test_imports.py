@@ -10,15 +10,17 @@ import dcube
 ROOT = Path(dcube.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    *("errors", "files", "progress", "lock", "config", "settings"),
-    *("data", "evaluation", "training", "diffusion", "features", "classifier", "experiments", "report"),
-    *("tables", "environment", "runs", "external", "stages", "crossval", "dryrun", "api"),
-    *("console", "prediction", "cli"),
+    *("errors", "files", "progress", "lock", "sections", "config", "settings"),
+    *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
+    *("experiments", "report"),
+    *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples", "crossval", "dryrun"),
+    "reproduce",
+    *("api", "pretraining", "console", "prediction", "cli"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
-    *("__init__", "errors", "files", "progress", "lock", "config", "settings"),
-    *("environment", "runs", "api", "console", "prediction", "cli"),
+    *("__init__", "errors", "files", "progress", "lock", "sections", "config", "settings"),
+    *("environment", "runs", "opening", "api", "console", "prediction", "cli"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60
 

@@ -11,7 +11,8 @@ import pytest
 
 from dcube.config import Experiment
 from dcube.errors import InputError
-from dcube.runs import OUTPUTS, Run, opened
+from dcube.opening import change_settings, opened
+from dcube.runs import OUTPUTS, Run
 from dcube.settings import load_experiment
 
 HOLDER = """
@@ -142,9 +143,9 @@ def test_one_stage_may_change_its_own_settings_and_later_ones(tmp_path: Path) ->
     with opened(tmp_path / "run", "select", ["features.alpha=0.1"], device="cpu") as run:
         assert run.settings().features.alpha == 0.1 and run.settings().runtime.device == "cpu"
         with pytest.raises(InputError, match=r"diffusion\.image_size.*before 'select'"):
-            run.change("select", ["diffusion.image_size=32"])
+            change_settings(run, "select", ["diffusion.image_size=32"])
         with pytest.raises(InputError, match="seed"):
-            run.change("evaluate", ["seed=4"])
+            change_settings(run, "evaluate", ["seed=4"])
     with pytest.raises(InputError), opened(tmp_path / "run", "select", ["features.alpha=0.2"]):
         raise InputError("refused")
     assert run.settings().features.alpha == 0.1

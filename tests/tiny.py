@@ -41,7 +41,7 @@ def tiny_experiment(**changes: Any) -> Experiment:
             "image_size": 8, "timesteps": 20, "sample_every": 1.0, "sample_steps": 2,
             "unet": {"widths": (8, 16), "groups": 4}, "optimizer": {**optimizer, "steps": 12},
         },
-        "features": {"timestep": 10, "timesteps": (2, 9), "eval_timesteps": (1, 5)},
+        "features": {"timestep": 10, "timesteps": (2, 9), "eval_timesteps": (1, 5), "dtype": "fp32"},
         "classifier": {
             "cnn": "test_efficientnet", "cnn_weights": "none", "cnn_size": 32, "head": "late", "grid": 4, "width": 8,
             "optimizer": {**optimizer, "steps": 12},
@@ -80,5 +80,5 @@ def tiny_diffusion(seed: int = 0, config: DiffusionConfig | None = None, channel
     model = build_denoiser(config, channels, len(CLASSES))
     randomise(model, seed)
     model.eval().requires_grad_(False)
-    schedule = Schedule(config.timesteps, config.beta_start, config.beta_end)
+    schedule = Schedule.of(config)
     return Diffusion(model, schedule, config, channels, list(CLASSES))

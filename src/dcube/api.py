@@ -44,7 +44,7 @@ def fit(
 
         print(describe_run(images, settings))
         return None
-    store = _store(images, settings)
+    store = store_of(images, settings)
     if folds is not None:
         from dcube.crossval import cross_validate
 
@@ -68,6 +68,7 @@ def fit(
 def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) -> None:
     """InputError for what would otherwise be found after minutes or hours of work."""
     from dcube import crossval, stages
+    from dcube.inputs import check_initial_weights
 
     run = Run(out)
     if folds is not None:
@@ -78,13 +79,14 @@ def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) ->
             run.refuse_changes(settings)
     if restart or not run.is_trained:
         stages.check_models(settings)
+        check_initial_weights(settings)
 
 
 def _run_stages(run: Run, start: float, max_minutes: float | None, no_test: bool, again: bool) -> None:
     from dcube import stages
 
     seconds = 60 * max_minutes if max_minutes is not None else None
-    stages.diffuse(run, None if seconds is None else start + STEP1_SHARE * seconds)
+    start += stages.diffuse(run, None if seconds is None else start + STEP1_SHARE * seconds)
     stages.select(run)
     stages.classify(run, None if seconds is None else start + TRAINING_SHARE * seconds)
     if len(stages.open_data(run).indices("val")):
@@ -138,15 +140,13 @@ class DCube:
         tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read.
         """
         from dcube import external
-        from dcube.data.decode import read_image
 
         if hasattr(images, "ndim"):
             stack = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, dtype=np.float32)
             return self._predict_stack(stack)
         if isinstance(images, str | Path):
             raise InputError("predict_proba takes a list of images; put the one image into a list.")
-        raw = (read_image(i) if isinstance(i, str | Path) else self._raw(i) for i in images)
-        chunks = list(external.predict_raw(self._predictor, raw))
+        chunks = list(external.predict_raw(self._predictor, images, self._raw))
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.classes)))
 
     def predict_files(self, paths: Sequence[str]) -> list[dict[str, Any]]:
@@ -166,9 +166,11 @@ class DCube:
         return diffusion.sample(labels, seed).numpy()
 
     def _raw(self, image: Any) -> np.ndarray:
-        """One array of a list, checked as the pixels of a file are."""
-        from dcube.data.decode import checked
+        """Pixels of a file, or of one array of a list, checked as those of a file are."""
+        from dcube.data.decode import checked, read_image
 
+        if isinstance(image, str | Path):
+            return read_image(image)
         pixels = checked(np.asarray(image), "an array of the list")
         if self._predictor.metadata["normalisation"]["bits"] == 8 and pixels.dtype != np.uint8:
             raise InputError(
@@ -200,15 +202,19 @@ def resolve(recipe: str, overrides: Sequence[str], seed: int | None, device: str
 
 def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
     """split.csv: the splits the data bring, or made by group; written once."""
-    from dcube.data.split import assign_splits
     from dcube.tables import write_split
 
-    labels = [store.classes[y] for y in store.labels]
-    splits = assign_splits(
-        labels, store.groups, store.given_splits,
+    write_split(run.split, store, splits_of(store, settings))
+
+
+def splits_of(store: "Store", settings: Experiment) -> np.ndarray:
+    """The split of every image, [N] str: the one the data bring, or one made by group."""
+    from dcube.data.split import assign_splits
+
+    return assign_splits(
+        [store.classes[y] for y in store.labels], store.groups, store.given_splits,
         val_fraction=settings.data.val_fraction, test_fraction=settings.data.test_fraction, seed=settings.seed,
     )  # fmt: skip
-    write_split(run.split, store, splits)
 
 
 def _open(data: str, settings: Experiment) -> "ImageSet":
@@ -220,7 +226,8 @@ def _open(data: str, settings: Experiment) -> "ImageSet":
     return images
 
 
-def _store(images: "ImageSet", settings: Experiment) -> "Store":
+def store_of(images: "ImageSet", settings: Experiment) -> "Store":
+    """The prepared images, made now where they are not there yet."""
     from dcube.data.store import cached_store
 
     return cached_store(images, settings.data, progress=_reporter())

@@ -1,11 +1,12 @@
 """The command line: each verb is a thin call of one function, imported when it runs."""
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from dcube.console import OneSentence, guarded, print_probe, print_result, result_table
+from dcube.console import OneSentence, check_stage, guarded, numbers, print_probe, print_result, result_table
 
 app = typer.Typer(
     name="dcube",
@@ -100,21 +101,41 @@ def fit(
 
 @app.command()
 @guarded
-def diffuse(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
-    """Step 1 of a run: train the class-conditional diffusion model."""
-    from dcube import runs, stages
+def diffuse(
+    target: Annotated[list[str], typer.Argument(metavar="RUN|DATA...", help="A run folder, or sets of images.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder of a pre-training on the DATA given.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Recipe of a pre-training; without it, small.")] = None,
+    set_: Set = None,
+    seed: Seed = None,
+    device: Device = None,
+    max_minutes: Annotated[float | None, typer.Option(min=0, help="Stop at a step boundary after this time.")] = None,
+    restart: Annotated[bool, typer.Option("--restart", help=RESTART)] = False,
+    debug: Debug = False,
+) -> None:
+    """Step 1 of a run; with --out, a pre-training on sets of images without their labels (see diffusion.init)."""
+    if out is not None:
+        from dcube.pretraining import pretrain
 
-    with runs.opened(run, "diffuse", set_, device) as opened:
-        stages.diffuse(opened)
+        made = pretrain(
+            target, out, recipe=recipe or "small", overrides=set_ or (), seed=seed, device=device,
+            max_minutes=max_minutes, restart=restart,
+        )  # fmt: skip
+        typer.echo(f"To begin with these weights: --set diffusion.init={made}")
+        return
+    check_stage(target, recipe=recipe, seed=seed, restart=restart or None)
+    from dcube import opening, stages
+
+    with opening.opened(target[0], "diffuse", set_, device) as opened:
+        stages.diffuse(opened, None if max_minutes is None else time.monotonic() + 60 * max_minutes)
 
 
 @app.command()
 @guarded
 def select(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
     """Test every block of the diffusion model for Gaussianity and choose the blocks to classify with."""
-    from dcube import runs, stages
+    from dcube import opening, stages
 
-    with runs.opened(run, "select", set_, device) as opened:
+    with opening.opened(run, "select", set_, device) as opened:
         stages.select(opened)
 
 
@@ -122,9 +143,9 @@ def select(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug
 @guarded
 def classify(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
     """Step 2 of a run: train the classifier on the chosen blocks."""
-    from dcube import runs, stages
+    from dcube import opening, stages
 
-    with runs.opened(run, "classify", set_, device) as opened:
+    with opening.opened(run, "classify", set_, device) as opened:
         stages.classify(opened)
 
 
@@ -140,9 +161,9 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Metrics with bootstrap intervals, and the predictions they come from."""
-    from dcube import runs, stages
+    from dcube import opening, stages
 
-    with runs.opened(run, "evaluate", set_, device) as opened:
+    with opening.opened(run, "evaluate", set_, device) as opened:
         metrics = stages.evaluate(opened, split, again=again, data=data)
     print(result_table(metrics))
 
@@ -151,9 +172,9 @@ def evaluate(
 @guarded
 def report(run: RunFolder, debug: Debug = False) -> None:
     """Write report.html: losses, the selection, confusion matrix, metrics, samples."""
-    from dcube import runs, stages
+    from dcube import opening, stages
 
-    with runs.opened(run, "report") as opened:
+    with opening.opened(run, "report") as opened:
         stages.report(opened)
     typer.echo(f"Report: {opened.report}")
 
@@ -167,9 +188,9 @@ def probe(
     debug: Debug = False,
 ) -> None:
     """How good each block's features are on the validation split, beside pixels, an untrained network and the CNN."""
-    from dcube import runs, stages
+    from dcube import opening, stages
 
-    with runs.opened(run, "probe", None, device) as opened:
+    with opening.opened(run, "probe", None, device) as opened:
         print_probe(stages.probe(opened, tuple(timestep or ()) or None))
     typer.echo(f"All figures: {opened.path / 'probe' / 'probe.csv'}")
 
@@ -193,6 +214,50 @@ def predict(
 
     rows = api.load(run, device=device).predict_files(list(group_of))
     prediction.write_rows(prediction.average_groups(rows, group_of) if by_group else rows, out)
+
+
+@app.command()
+@guarded
+def sample(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="Folder for the images, new or of an earlier part of the same samples.")],
+    class_name: Annotated[str | None, typer.Option("--class", help="A class; without it, every class.")] = None,
+    n: Annotated[int, typer.Option("-n", min=1, help="Images of each class.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Synthetic images as PNG files and a grid; needs step 1 of a run alone."""
+    from dcube.runs import Run
+    from dcube.samples import write_samples
+
+    typer.echo(f"Grid: {write_samples(Run.open(run), out, n, class_name, seed, device)}")
+
+
+@app.command()
+@guarded
+def reproduce(
+    study: Annotated[Literal["step1"], typer.Argument(help="Which study: step1, does step 1 earn its keep?")],
+    data: Annotated[list[str], typer.Option("--data", help="An image set, as for 'dcube fit'; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder of the study.")],
+    recipe: Recipe = "small",
+    folds: Annotated[int, typer.Option(min=2, help="Folds by group; the given test split stays out.")] = 3,
+    seeds: Annotated[str, typer.Option(help="Seeds, as in 0,1.")] = "0,1",
+    timesteps: Annotated[str, typer.Option(help="Timesteps that a probe may choose from.")] = "50",
+    jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, each on a core of its own.")] = 1,
+    quarter: Annotated[bool, typer.Option(help="Ask again with a quarter of the training part.")] = True,
+    set_: Set = None,
+    debug: Debug = False,
+) -> None:
+    """A claim as one command: group cross-validation, paired intervals, tables and figures. Repeat it to continue."""
+    from dcube.reproduce import reproduce_step1, study_settings
+
+    steps, repeats = numbers(timesteps, "--timesteps"), numbers(seeds, "--seeds")
+    settings = study_settings(recipe, set_ or ())
+    reproduce_step1(
+        data, out, settings, folds=folds, seeds=repeats, jobs=jobs, timesteps=steps, quarter=quarter
+    )  # fmt: skip
+    typer.echo((out / f"{study}.md").read_text(encoding="utf-8"))
 
 
 @app.command()

@@ -2,18 +2,9 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
-
-
-class Section(BaseModel):
-    """A part of the experiment: immutable, and a key it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from dcube.sections import Count, Fraction, NonNegative, OptimizerConfig, Positive, Section
 
 
 class DataConfig(Section):
@@ -29,35 +20,6 @@ class DataConfig(Section):
     balance: Literal["none", "sampler", "weights"] = "sampler"  # of step 2, against class imbalance
 
 
-class OptimizerConfig(Section):
-    """AdamW and the length of a training; exactly one of `steps` and `epochs`."""
-
-    lr: Positive = 2e-4
-    weight_decay: NonNegative = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    batch_size: Count = 32
-    steps: Count | None = None
-    epochs: Positive | None = None
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    decay: Literal["constant", "cosine"] = "constant"
-    grad_clip: Positive | None = 1.0
-    ema_decay: Fraction = 0.999
-    dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward passes; auto: bf16 where the hardware has it
-
-    @model_validator(mode="after")
-    def _one_length(self) -> Self:
-        if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
-        return self
-
-    def total_steps(self, images: int) -> int:
-        """Optimiser steps for a training set of `images`."""
-        if self.steps is not None:
-            return self.steps
-        assert self.epochs is not None
-        return max(1, round(self.epochs * images / self.batch_size))
-
-
 class UViTConfig(Section):
     """U-ViT (Bao et al., CVPR 2023); the defaults are the paper's "small"."""
 
@@ -66,15 +28,31 @@ class UViTConfig(Section):
     depth: Annotated[int, Field(ge=2, multiple_of=2)] = 12  # in- and out-blocks; one middle block more
     heads: Count = 8
     mlp_ratio: Positive = 4.0
+    # images to tokens: one convolution of patch size, or 3x3 ones of stride 2 (Xiao et al. 2021; patch a power of 2)
+    stem: Literal["patch", "conv"] = "patch"
+
+    @model_validator(mode="after")
+    def _halvings(self) -> Self:
+        if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
+            raise ValueError(f"stem conv needs a patch that is a power of 2 (2, 4, 8, ...), not {self.patch}")
+        return self
 
 
 class UNetConfig(Section):
-    """Convolutional U-Net for small budgets: one residual layer per level, attention at the lowest."""
+    """Convolutional U-Net for small budgets (Ho et al. 2020); its middle block always has attention."""
 
     patch: Count = 1  # pixels un-shuffled into channels before the first level
     widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 96, 128)
     groups: Count = 8
     dropout: Fraction = 0.0
+    layers: Count = 1  # residual layers per level and direction
+    attention: tuple[Count, ...] = ()  # levels (1: the largest maps) with attention after each residual layer
+
+    @model_validator(mode="after")
+    def _levels(self) -> Self:
+        if wrong := [level for level in self.attention if level > len(self.widths)]:
+            raise ValueError(f"attention at level {wrong[0]}, but widths has {len(self.widths)} levels")
+        return self
 
 
 def _yaml_word(value: object) -> object:
@@ -85,12 +63,50 @@ def _yaml_word(value: object) -> object:
 
 
 class ContrastiveConfig(Section):
-    """Eq. 4. `paper`: L2 over the flattened middle block, summed; `pooled`: L2 of unit-length means."""
+    """Eq. 4 and its relatives on the middle block.
+
+    `form`: "pair" is eq. 4; "supervised" the supervised contrastive loss (Khosla et al. 2020) behind a projection;
+    "auxiliary" the cross-entropy of a linear head. `distance` of eq. 4: "paper" L2 over the flattened block, summed;
+    "pooled" L2 of unit-length means; "centred" the same after the mean of the batch is taken off.
+    """
 
     weight: NonNegative = 1.0
-    distance: Literal["paper", "pooled"] = "pooled"
+    form: Literal["pair", "supervised", "auxiliary"] = "pair"
+    distance: Literal["paper", "pooled", "centred"] = "pooled"
+    pairs: Literal["partner", "all"] = "partner"  # of eq. 4: one partner per image, or every pair of the batch
     label: Annotated[Literal["null", "true"], BeforeValidator(_yaml_word)] = "null"  # what the features of eq. 4 see
     margin: Positive = 0.1
+    temperature: Positive = 0.1  # of "supervised"
+    horizon: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of T from which this term's t comes (null label only)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.label == "true" and (self.horizon != 1 or self.form != "pair"):
+            raise ValueError("contrastive.label true goes with form pair and horizon 1: it has no forward of its own")
+        return self
+
+
+class AlignConfig(Section):
+    """Representation alignment (REPA, Yu et al. 2025): a block imitates a pretrained CNN's features of the image."""
+
+    weight: NonNegative = 0.0  # 0: off
+    block: Literal["middle", "first_up", "last_down"] = "middle"
+    cnn: str = "tf_efficientnet_lite0"  # any timm model, weights as classifier.cnn_weights says
+    size: Annotated[int, Field(ge=32)] = 128  # pixels the CNN sees
+    width: Count = 256  # hidden channels of the projector
+
+
+class AugmentationConfig(Section):
+    """Images changed at random in step 1, the change being told to the network, so that samples (drawn with "no
+    change") do not show it: non-leaking augmentation of EDM (Karras et al. 2022, appendix F.2).
+
+    Half of the images are mirrored (unless data.horizontal_flip is off or diffusion.augment does it). Each on its own
+    with `probability`: rotation up to 15 degrees, scale by 2^(0.1 z), translation by 0.05 z of the size, brightness
+    by 0.1 z, contrast by 2^(0.2 z), z standard normal; `strength` multiplies them.
+    """
+
+    probability: Annotated[float, Field(ge=0, le=1)] = 0.0  # 0: no augmentation at all; EDM takes 0.12 to 0.15
+    strength: Positive = 1.0
 
 
 class DiffusionConfig(Section):
@@ -101,15 +117,63 @@ class DiffusionConfig(Section):
     uvit: UViTConfig = UViTConfig()
     unet: UNetConfig = UNetConfig()
     timesteps: Count = 1000
-    beta_start: Positive = 1e-4
+    schedule: Literal["linear", "cosine"] = "linear"  # cosine: Nichol & Dhariwal 2021, eq. 17
+    beta_start: Positive = 1e-4  # of the linear schedule
     beta_end: Positive = 0.02
+    # noise-to-signal ratio times this at every t (log SNR - 2 log shift), Hoogeboom et al. 2023, "simple diffusion":
+    # image size over the size that the schedule was made for, since larger images bear more noise
+    shift: Positive = 1.0
+    prediction: Literal["noise", "x0", "v"] = "noise"  # the network's output: Ho et al. 2020; Salimans & Ho 2022
+    # eq. 3 weighted by the SNR: Hang et al. 2023 (min_snr), Choi et al. 2022 (p2); none: its mean as it is
+    weighting: Literal["none", "min_snr", "p2"] = "none"
+    gamma: Positive | None = None  # of the weighting; None: the papers' 5 (min_snr) and 1 (p2)
+    # of t in training; logit_normal: t = T * sigmoid(t_mean + t_deviation * z), Esser et al. 2024; mean < 0: less noise
+    t_distribution: Literal["uniform", "logit_normal"] = "uniform"
+    t_mean: float = 0.0
+    t_deviation: Positive = 1.0
     label_dropout: Fraction = 0.15
     contrastive: ContrastiveConfig = ContrastiveConfig()
+    align: AlignConfig = AlignConfig()
     augment: bool = False  # random horizontal flip in step 1
+    augmentation: AugmentationConfig = AugmentationConfig()
+    # (share of the steps, size), ...: until that share is done, images of that size; then image_size (U-Net only)
+    growth: tuple[tuple[Fraction, Annotated[int, Field(ge=8)]], ...] = ()
+    init: str | None = None  # a model.safetensors of another step 1 to begin with, where names and shapes fit
     optimizer: OptimizerConfig = OptimizerConfig(steps=1000)
     sample_every: Positive = 50.0  # epochs between sample grids in the log
-    sample_steps: Count = 50  # DDIM steps
+    # minutes between linear probes of the EMA weights on the validation split, in the log; 0: none. They take at most
+    # some 20 s each, which neither the log's seconds nor --max-minutes count.
+    probe_minutes: NonNegative = 0.0
+    probe_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: first up, middle, last but one
+    # ddim: Song et al. 2021; dpm and sde: DPM-Solver++(2M), Lu et al. 2022, without and with noise in its steps; ddpm:
+    # eq. 2 over all timesteps
+    sampler: Literal["ddim", "dpm", "sde", "ddpm"] = "ddim"
+    sample_steps: Count = 50  # of all but ddpm
+    sample_dtype: Literal["auto", "fp32", "bf16"] = "fp32"  # of the forward passes; auto: bf16 if native
     guidance_scale: NonNegative = 1.0  # 1: the conditional model as it is
+
+    @model_validator(mode="after")
+    def _only_what_acts(self) -> Self:
+        """A setting that would do nothing, or something else than it says, is an error."""
+        if self.schedule != "linear" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
+            raise ValueError("beta_start and beta_end belong to schedule linear")
+        if self.gamma is not None and self.weighting == "none":
+            raise ValueError("gamma needs weighting min_snr or p2")
+        if self.t_distribution == "uniform" and (self.t_mean, self.t_deviation) != (0, 1):
+            raise ValueError("t_mean and t_deviation belong to t_distribution logit_normal")
+        if self.augmentation.probability and self.align.weight:
+            raise ValueError("augmentation and align exclude one another: align sees the image as stored")
+        if self.growth and self.backbone != "unet":
+            raise ValueError("growth needs backbone unet: U-ViT's positions have one size")
+        stages = [*self.growth, (1.0, self.image_size)]
+        pairs = zip(stages, stages[1:], strict=False)
+        if any(a[0] >= b[0] or a[1] >= b[1] for a, b in pairs) or any(share == 0 for share, _ in stages):
+            raise ValueError("growth must rise in share of the steps (above 0) and in size, to image_size")
+        return self
+
+    def size_at(self, step: int, steps: int) -> int:
+        """Size of the images of a step (0-based) of a training of so many `steps`, pixels."""
+        return next((size for share, size in self.growth if step < share * steps), self.image_size)
 
 
 class FeaturesConfig(Section):
@@ -120,12 +184,17 @@ class FeaturesConfig(Section):
     batch_size: Count = 256  # images of the test
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
     top_k: Count = 3  # blocks taken where none has p < alpha
-    select: Literal["least_gaussian", "most_gaussian"] = "least_gaussian"  # the second: table VI's worst
+    # eq. 6; table VI's worst; the best linear probes inside the training split
+    select: Literal["least_gaussian", "most_gaussian", "probe"] = "least_gaussian"
     blocks: tuple[int, ...] | None = None  # a forced choice
     input: Literal["clean", "noised", "clean_t0"] = "clean"  # table VII
     # of step 2; None: a random t per image (the paper)
     timesteps: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     eval_timesteps: Annotated[tuple[int, ...], Field(min_length=1)] = (10, 50, 100, 200)
+    # of the frozen model; auto: bf16 where the hardware has it. The first while step 2 is trained (features and eq. 7),
+    # the second in validation and prediction (bf16: probabilities move in the third decimal place).
+    dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    predict_dtype: Literal["auto", "fp32", "bf16"] = "fp32"
     cache_gb: NonNegative = 8.0  # bound on a feature cache on disk (training and validation have one each); 0: none
 
     @property
@@ -146,7 +215,7 @@ class ClassifierConfig(Section):
     cnn_weights: str = "auto"  # auto | offline | hub | none | a file
     cnn_size: Annotated[int, Field(ge=32)] = 128
     cnn_lr_scale: NonNegative = 1.0  # learning rate of the CNN relative to the head's
-    head: Literal["paper", "late"] = "paper"
+    head: Literal["paper", "late", "branches"] = "paper"
     grid: Count = 16  # height and width of the map that the blocks are brought to
     width: Count = 512  # channels of f_main and f_sub
     dropout: Fraction = 0.5
@@ -171,6 +240,8 @@ class RuntimeConfig(Section):
 
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: Annotated[int, Field(ge=0)] = 0  # of torch on a CPU; 0: all cores
+    # of a training's forward passes; auto: on a CPU with bf16 a trial at the start decides (training/fastest.py)
+    attention: Literal["auto", "sdpa", "explicit"] = "auto"
     checkpoint_seconds: NonNegative = 60.0
 
 
@@ -195,6 +266,8 @@ class Experiment(Section):
         }[self.diffusion.backbone]
         if size % unit:
             raise ValueError(f"diffusion.image_size {size} is not a multiple of {unit}, {name}")
+        if wrong := [side for _, side in self.diffusion.growth if side % unit]:
+            raise ValueError(f"diffusion.growth: size {wrong[0]} is not a multiple of {unit}, {name}")
         if uvit.width % uvit.heads:
             raise ValueError(f"diffusion.uvit.width {uvit.width} is not a multiple of its heads, {uvit.heads}")
         if wrong := [width for width in unet.widths if width % unet.groups]:

@@ -81,6 +81,14 @@ def _disk_is_full(error: BaseException | None) -> bool:
     return False
 
 
+def check_stage(target: list[str], **given: Any) -> None:
+    """InputError where `dcube diffuse` without --out is given more than one run, or options of a pre-training."""
+    if len(target) > 1:
+        raise InputError("Several sets of images are a pre-training, which needs --out RUN; of runs, give one.")
+    if options := [f"--{name}" for name, value in given.items() if value is not None]:
+        raise InputError(f"{options[0]} goes with a pre-training (--out); the settings of a run are changed by --set.")
+
+
 def print_result(run: Path, split: str = "test") -> None:
     """Macro-F1 and accuracy with their intervals beside the floors, and where the report is.
 
@@ -129,3 +137,14 @@ def print_probe(result: Mapping[str, Any]) -> None:
         spearman = "n/a" if found["spearman"] is None else f"{found['spearman']:+.2f}"
         print(f"rank correlation of the test's D with the probe: {spearman}")
         print(f"best block {found['best_block']}, selected {', '.join(found['selected'])}")
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers of a comma-separated option, each once; InputError in one sentence for anything else."""
+    try:
+        found = tuple(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"{option} {text} is not a list of whole numbers such as 0,1.") from None
+    if min(found) < 0:
+        raise InputError(f"{option} {text} holds a negative number; use 0 or more.")
+    return found

@@ -59,7 +59,7 @@ def _time_step1(settings: Experiment, channels: int, classes: int) -> tuple[Diff
     runtime = Runtime(settings.runtime, config.optimizer.dtype)
     core = build_denoiser(config, channels, classes)
     model = runtime.prepare(core)
-    schedule = Schedule(config.timesteps, config.beta_start, config.beta_end).to(runtime.device)
+    schedule = Schedule.of(config).to(runtime.device)
     objective = GenerativeObjective(schedule, config.contrastive, core.middle)
     B, S = config.optimizer.batch_size, config.image_size
     batch = runtime.share({

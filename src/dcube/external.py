@@ -1,10 +1,14 @@
 """Pixels from outside the training set: prediction of files and arrays, evaluation on another set of images."""
 
+import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,6 +16,7 @@ import torch
 from dcube.classifier.model import Predictor
 from dcube.data.dataset import resize
 from dcube.data.decode import Normalisation, is_colour, read_image
+from dcube.data.records import Record
 from dcube.data.sources import open_images
 from dcube.data.store import store_key
 from dcube.errors import InputError
@@ -21,20 +26,43 @@ from dcube.progress import progress
 from dcube.runs import Run
 from dcube.tables import write_predictions
 
-CHUNK = 32  # images per forward: memory does not grow with the number of images
+CHUNK = 32  # images per forward
+AHEAD = 2 * CHUNK  # images at the stored size that wait for the model: memory does not grow with their number
+READERS = 8  # threads that decode, at most
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
-def predict_raw(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Probabilities [n, K] float64, chunk by chunk, for raw images [H, W] or [H, W, 3] of any size and type."""
+def ahead(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+    """work(item) for every item, in order, by threads that run at most `AHEAD` items ahead of the caller. An exception
+    of `work` is raised when its turn comes."""
+    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
+    waiting: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) == AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def predict_raw(
+    predictor: Predictor, items: Iterable[Item], read: Callable[[Item], np.ndarray]
+) -> Iterator[np.ndarray]:
+    """Probabilities [n, K] float64, chunk by chunk; read(item) gives raw pixels [H, W] or [H, W, 3] of any size and
+    type, and is called by several threads."""
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
-    held: list[np.ndarray] = []
-    for image in images:
-        held.append(normalisation.floats(normalisation.apply(image)))
-        if len(held) == CHUNK:
-            yield predict_stored(predictor, np.stack(held))
-            held = []
-    if held:
-        yield predict_stored(predictor, np.stack(held))
+    return predict_chunks(predictor, ahead(items, lambda item: normalisation.apply(read(item))))
+
+
+def predict_chunks(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Probabilities [n, K] float64, chunk by chunk, for images [C, S, S] as the store holds them."""
+    normalisation, images = Normalisation.from_dict(predictor.metadata["normalisation"]), iter(images)
+    while held := list(islice(images, CHUNK)):
+        yield predict_stored(predictor, normalisation.floats(np.stack(held)))
 
 
 def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
@@ -50,24 +78,31 @@ def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float)
 
     Unreadable files are named and left out, up to the share `max_broken`; InputError above it, or where none is left.
     """
-    read, broken, notes = [], [], []
-    probabilities: list[np.ndarray] = []
+    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
+    read: list[str] = []
+    broken: list[str] = []
+    notes: list[str] = []
 
-    def pixels() -> Iterator[np.ndarray]:
+    def prepare(path: str) -> tuple[np.ndarray, str] | InputError:
+        try:
+            raw = read_image(path)
+        except InputError as error:
+            return error
+        stored = normalisation.apply(raw)
+        return stored, unlike_training(raw, predictor.metadata, stored)
+
+    def images() -> Iterator[np.ndarray]:
         with progress("prediction", len(paths)) as advance:
-            for number, path in enumerate(paths, 1):
-                try:
-                    image = read_image(path)
-                except InputError as error:
-                    broken.append(str(error))
+            for number, (path, found) in enumerate(zip(paths, ahead(paths, prepare), strict=True), 1):
+                if isinstance(found, InputError):
+                    broken.append(str(found))
                 else:
                     read.append(path)
-                    notes.append(unlike_training(image, predictor.metadata))
-                    yield image
+                    notes.append(found[1])
+                    yield found[0]
                 advance(number)
 
-    for chunk in predict_raw(predictor, pixels()):
-        probabilities.extend(chunk)
+    probabilities = [row for chunk in predict_chunks(predictor, images()) for row in chunk]
     if broken and (not read or len(broken) > max_broken * len(paths)):
         raise InputError(f"{len(broken)} of {len(paths)} images cannot be read, the first being {broken[0]}")
     for reason in broken:
@@ -87,8 +122,9 @@ def training_look(images: np.ndarray) -> dict[str, list[float]]:
     return {name: [float(v) for v in np.percentile(values, [0.5, 99.5])] for name, values in look.items()}
 
 
-def unlike_training(raw: np.ndarray, metadata: dict[str, Any]) -> str:
-    """What about a raw image does not look like the training set, in words; empty where nothing does."""
+def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarray | None = None) -> str:
+    """What about a raw image does not look like the training set, in words; empty where nothing does. `stored`: the
+    same image [C, S, S] as the store would hold it, where that is known."""
     normalisation = Normalisation.from_dict(metadata["normalisation"])
     notes = []
     if normalisation.channels == 1 and raw.ndim == 3 and is_colour(raw):
@@ -97,9 +133,9 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any]) -> str:
         notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
     if max(raw.shape[:2]) < normalisation.size // 2:
         notes.append(f"only {raw.shape[1]} x {raw.shape[0]} pixels")
-    stored = normalisation.floats(normalisation.apply(raw))
+    floats = normalisation.floats(normalisation.apply(raw) if stored is None else stored)
     for name, (low, high) in metadata.get("look", {}).items():
-        value = float(stored.mean() if name == "brightness" else stored.std())
+        value = float(floats.mean() if name == "brightness" else floats.std())
         margin = 0.25 * (high - low)
         if not low - margin <= value <= high + margin:
             notes.append(f"{name} {value:.2f} lies outside the training images' {low:.2f} .. {high:.2f}")
@@ -115,19 +151,26 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     if unknown:
         known = ", ".join(predictor.classes)
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
-    kept, broken = [], []
+    kept: list[Record] = []
+    broken: list[str] = []
 
-    def pixels() -> Iterator[np.ndarray]:
-        for record in images.records:
-            try:
-                image = images.read(record)
-            except InputError as error:
-                broken.append(str(error))
+    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
+
+    def prepare(record: Record) -> np.ndarray | InputError:
+        try:
+            return normalisation.apply(images.read(record))
+        except InputError as error:
+            return error
+
+    def stored() -> Iterator[np.ndarray]:
+        for record, found in zip(images.records, ahead(images.records, prepare), strict=True):
+            if isinstance(found, InputError):
+                broken.append(str(found))
             else:
                 kept.append(record)
-                yield image
+                yield found
 
-    probabilities = np.concatenate(list(predict_raw(predictor, pixels())) or [np.zeros((0, len(predictor.classes)))])
+    probabilities = np.concatenate(list(predict_chunks(predictor, stored())) or [np.zeros((0, len(predictor.classes)))])
     if len(broken) > settings.data.max_broken * len(images.records):
         raise InputError(f"{len(broken)} of {len(images.records)} images cannot be read, the first being {broken[0]}")
     labels = np.array([predictor.classes.index(record.label) for record in kept])

@@ -3,8 +3,7 @@
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,25 +14,17 @@ from dcube.environment import environment
 from dcube.errors import InputError
 from dcube.files import read_json, remove_temporaries, write_json, write_text
 from dcube.lock import folder_lock
-from dcube.settings import changed_settings, load_experiment, parse_experiment
+from dcube.settings import changed_settings, parse_experiment
 
 # stage -> everything it leaves; the first of them (or the file named in PROOF) shows that it ended
 OUTPUTS: dict[str, tuple[str, ...]] = {
-    "diffuse": ("diffusion",),
+    "diffuse": ("diffusion", "probe"),
     "select": ("selection.json", "selection.svg"),
     "classify": ("classifier",),
     "evaluate": ("evaluation",),
     "report": ("report.html",),
 }
 PROOF = {"diffuse": "diffusion/model.safetensors", "classify": "classifier/model.safetensors"}
-# stage -> sections of the settings that may still change when it is run by itself
-SECTIONS: dict[str, tuple[str, ...]] = {
-    "diffuse": ("diffusion", "features", "classifier", "evaluation", "runtime"),
-    "select": ("features", "classifier", "evaluation", "runtime"),
-    "classify": ("features", "classifier", "evaluation", "runtime"),
-    "probe": ("runtime",),
-    "evaluate": ("evaluation", "runtime"),
-}
 
 
 class Run:
@@ -73,6 +64,7 @@ class Run:
         data_name: str,
         device: str,
         broken: list[dict[str, str]] | None = None,
+        sets: list[dict[str, str]] | None = None,
         restart: bool = False,
     ) -> Self:
         """A new run, or the one that stands there if it has the same settings and data.
@@ -80,7 +72,8 @@ class Run:
         With `restart` other settings or data are accepted (the stages they touch are then done again), and a run
         with the same ones begins anew.
 
-        store: folder of the prepared images, store_key: its content key, data_name: what a person calls the data.
+        store: folder of the prepared images, store_key: its content key, data_name: what a person calls the data,
+        sets: name, key and store of each image set, where a pre-training has several (`store` is then the first's).
         Raises InputError naming the changed settings, or both data sets.
         """
         run = cls(path)
@@ -99,7 +92,8 @@ class Run:
                 )
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
             place = str(Path(store).resolve())
-            write_json(run.data, {"name": data_name, "key": store_key, "store": place, "broken": broken or []})
+            data = {"name": data_name, "key": store_key, "store": place, "broken": broken or []}
+            write_json(run.data, data | ({"sets": sets} if sets else {}))
             run.write_environment(device)
         return run
 
@@ -153,29 +147,29 @@ class Run:
         """The resolved settings of experiment.yaml."""
         return parse_experiment(yaml.safe_load(self.experiment.read_text(encoding="utf-8")))
 
-    def change(self, stage: str, overrides: list[str]) -> None:
-        """Apply `key.path=value` to this run's settings before one `stage` is run by itself.
+    @property
+    def sets(self) -> list[dict[str, str]]:
+        """Name, key and store of each image set of a pre-training without labels; empty for any other run."""
+        return read_json(self.data).get("sets", []) if self.data.is_file() else []
 
-        Raises InputError for a setting that belongs to an earlier stage.
+    def stores(self) -> dict[str, Path]:
+        """Folders of the prepared images by the name of their set, of which only a pre-training has several.
+
+        Raises InputError where one is gone.
         """
-        new = load_experiment(str(self.experiment), overrides)
-        for change in changed_settings(self.settings(), new):
-            if change.split(".")[0].split(":")[0] not in SECTIONS[stage]:
+        found = read_json(self.data)
+        folders = {part["name"]: Path(part["store"]) for part in self.sets or [found]}
+        for name, folder in folders.items():
+            if not folder.is_dir():
                 raise InputError(
-                    f"A change of {change} belongs to a stage before '{stage}'; use `dcube fit --restart` for it."
+                    f"The prepared images of '{name}' are no longer at {folder}; repeat the command that made this run,"
+                    f" for example `dcube fit DATA --out {self.path}`, to prepare them again."
                 )
-        write_text(self.experiment, yaml.safe_dump(new.model_dump(mode="json"), sort_keys=False))
+        return folders
 
     def store(self) -> Path:
-        """Folder of the prepared images; InputError where it is gone."""
-        found = read_json(self.data)
-        folder = Path(found["store"])
-        if not folder.is_dir():
-            raise InputError(
-                f"The prepared images of '{found['name']}' are no longer at {folder};"
-                f" `dcube fit DATA --out {self.path}` prepares them again."
-            )
-        return folder
+        """Folder of the prepared images, the first of several; InputError where it is gone."""
+        return next(iter(self.stores().values()))
 
     def store_key(self) -> str:
         """Content key of the prepared images."""
@@ -264,24 +258,3 @@ class Run:
             looks.append(inputs)
             write_json(self._stamps, stamps)
         return len(looks)
-
-
-@contextmanager
-def opened(
-    path: str | Path, stage: str, overrides: list[str] | None = None, device: str | None = None
-) -> Iterator[Run]:
-    """An existing run, locked, with changed settings applied, for one `stage` run by itself.
-
-    Settings with which the stage is refused are taken back.
-    """
-    run = Run.open(path)
-    changes = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
-    with run.locked():
-        before = run.experiment.read_text(encoding="utf-8")
-        if changes:
-            run.change(stage, changes)
-        try:
-            yield run
-        except InputError:
-            write_text(run.experiment, before)
-            raise

@@ -44,6 +44,14 @@ def load_experiment(recipe: str, overrides: list[str] | None = None) -> Experime
     return parse_experiment(tree)
 
 
+def override(settings: Experiment, changes: Sequence[str]) -> Experiment:
+    """The same experiment with `key.path=value` changes, checked as `load_experiment` checks them."""
+    tree = settings.model_dump(mode="json")
+    for change in changes:
+        _apply(tree, change)
+    return parse_experiment(tree)
+
+
 def parse_experiment(tree: dict[str, Any]) -> Experiment:
     """Validate a tree of settings; InputError with every fault in one sentence."""
     try:

@@ -2,8 +2,6 @@
 is skipped where it was done with the same inputs, and continues where it was interrupted.
 """
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +12,22 @@ from dcube.classifier.model import Predictor, load_predictor
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
+from dcube.data.joint import JointData, joined
+from dcube.data.seen import union
 from dcube.data.store import Store
 from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.errors import InputError
 from dcube.evaluation.floors import floors
 from dcube.evaluation.intervals import evaluate_predictions, without_classes
+from dcube.experiments.live_probe import LiveProbe
 from dcube.experiments.probe import probe as probe_blocks
 from dcube.external import evaluate_external, training_look
 from dcube.features.selection import select_blocks
 from dcube.features.subnet import create_cnn
+from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
+from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
 from dcube.progress import progress
 from dcube.report.figures import probe_figure, selection_figure
 from dcube.report.page import write_report
@@ -40,19 +43,37 @@ FLOOR_IMAGES = 5000  # training images of the floors at most: their memory must 
 FLOOR_SIZE = 128  # pixels; what the floors look at
 
 
-def diffuse(run: Run, deadline: float | None = None) -> Path:
-    """Step 1: RUN/diffusion/model.safetensors."""
+def diffuse(run: Run, deadline: float | None = None) -> float:
+    """Step 1: RUN/diffusion/model.safetensors. Of several image sets (a pre-training) no label is used.
+
+    Returns the seconds that probes took, which neither the log nor the deadline counts. InputError where
+    `diffusion.init` has seen images that this run is to be judged by.
+    """
     settings, data = run.settings(), open_data(run)
     use_threads(settings.runtime)
-    relevant = settings.diffusion.model_dump(mode="json")
-    inputs = digest([run.store_key(), file_digest(run.split), settings.seed, relevant])
-    if not run.is_done("diffuse", inputs):
-        check_models(settings)
-        run.begin("diffuse", inputs)
-        _, result = train_diffusion(data, settings, run.diffusion, deadline)
-        if result.finished:
-            run.mark_done("diffuse", inputs)
-    return run.diffusion / "model.safetensors"
+    config, begun_with = settings.diffusion, initial_weights(run, settings, data)
+    inputs = step1_inputs(run, settings, begun_with)
+    if run.is_done("diffuse", inputs):
+        return 0.0
+    check_models(settings, classifier=not run.sets)
+    probe = _live_probe(settings, data) if config.probe_minutes else None
+    run.begin("diffuse", inputs)
+    write_json(run.diffusion / "init.json", begun_with)
+    _, result = train_diffusion(
+        data, settings, run.diffusion, deadline, teacher=CnnTeacher(data, settings) if config.align.weight else None,
+        unconditional=bool(run.sets), probe=probe, seen=union(data.seen, begun_with["seen"]),
+    )  # fmt: skip
+    if result.finished:
+        run.mark_done("diffuse", inputs)
+    return result.paused
+
+
+def _live_probe(settings: Experiment, data: ImageData) -> LiveProbe:
+    """Of several image sets, the first is probed."""
+    probed = data.parts[0] if isinstance(data, JointData) else data
+    if not len(probed.indices("val")):
+        raise InputError("diffusion.probe_minutes needs a validation split; raise data.val_fraction, or set it to 0.")
+    return LiveProbe(probed, settings)
 
 
 def select(run: Run) -> dict[str, Any]:
@@ -79,9 +100,7 @@ def classify(run: Run, deadline: float | None = None) -> Path:
     use_threads(settings.runtime)
     blocks = read_json(_made(run.selection, "select"))["selected"]
     relevant = [part.model_dump(mode="json") for part in (settings.classifier, settings.data, settings.features)]
-    own = Path(settings.classifier.cnn_weights)
-    given = [file_digest(own)] if own.is_file() else []  # a file may change under its name
-    inputs = digest([file_digest(weights), blocks, settings.seed, relevant, *given])
+    inputs = digest([file_digest(weights), blocks, settings.seed, relevant, *cnn_weights(settings)[1:]])
     if not run.is_done("classify", inputs):
         check_models(settings)
         run.begin("classify", inputs)
@@ -109,7 +128,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     check_left_out(settings, images.classes)
     if not len(images.indices(split)):
         raise InputError(f"{run.path} has no {split} split to evaluate.")
-    inputs = digest([_weights_digest(weights), settings.evaluation.model_dump(mode="json")])
+    inputs = digest([weights_digest(weights), settings.evaluation.model_dump(mode="json")])
     suffix = "" if split == "test" else f"-{split}"
     file = run.evaluation / f"metrics{suffix}.json"
     if file.exists() and not again and read_json(file).get("inputs") == inputs:
@@ -133,15 +152,19 @@ def report(run: Run) -> Path:
     return write_report(run.path)
 
 
-def check_models(settings: Experiment) -> None:
-    """InputError for a device, a CNN or forced blocks that are not there, before anything is removed or trained."""
+def check_models(settings: Experiment, classifier: bool = True) -> None:
+    """InputError for a device, weights, a CNN or forced blocks that are not there, before anything is removed or
+    trained."""
     check_device(settings.runtime.device)
-    create_cnn(settings.classifier.cnn, settings.classifier.cnn_weights, settings.classifier.cnn_size)
+    if classifier:
+        create_cnn(settings.classifier.cnn, settings.classifier.cnn_weights, settings.classifier.cnn_size)
     with torch.device("meta"):  # the structure alone
         blocks = len(build_denoiser(settings.diffusion, channels=1, num_classes=2).blocks)
-    forced = settings.features.blocks
-    if forced is not None and not set() < set(forced) <= set(range(blocks)):
-        raise InputError(f"features.blocks={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
+    for name, forced in (
+        ("features.blocks", settings.features.blocks), ("diffusion.probe_blocks", settings.diffusion.probe_blocks),
+    ):  # fmt: skip
+        if forced is not None and not set() < set(forced) <= set(range(blocks)):
+            raise InputError(f"{name}={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
 
 
 def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> dict[str, Any]:
@@ -168,9 +191,11 @@ def load(run: Run, device: torch.device) -> Predictor:
 
 
 def open_data(run: Run) -> ImageData:
-    """The run's images with its own splits (split.csv)."""
-    store = Store.open(run.store())
+    """The run's images with its own splits (split.csv); those of a pre-training's sets as one."""
     splits = read_split(run.split)
+    if run.sets:
+        return joined({name: Store.open(folder) for name, folder in run.stores().items()}, splits)
+    store = Store.open(run.store())
     return ImageData(store, np.array([splits[path] for path in store.paths]))
 
 
@@ -223,13 +248,6 @@ def figures(
         restricted = measure(left_out)
         metrics["without"][", ".join(left_out)] = {"metrics": restricted.pop(""), "floors": restricted}
     return metrics
-
-
-def _weights_digest(path: Path) -> str:
-    """The same for equal weights and metadata; the file's own is not, safetensors writing metadata in any order."""
-    with open(path, "rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
-        return digest([header, hashlib.file_digest(handle, "sha256").hexdigest()])
 
 
 def _some(data: ImageData, most: int, seed: int) -> np.ndarray:

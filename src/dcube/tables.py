@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dcube.data.dataset import ImageData
 from dcube.data.store import Store
 from dcube.files import write_text
 
@@ -22,7 +23,7 @@ def write_predictions(
     _write(path, ["path", "label", "predicted", "confidence", *(f"p_{name}" for name in classes)], rows)
 
 
-def write_split(path: Path, store: Store, splits: np.ndarray) -> None:
+def write_split(path: Path, store: Store | ImageData, splits: np.ndarray) -> None:
     """path,label,group,split of every image; an empty split: not used by this run."""
     table = zip(store.paths, store.labels, store.groups, splits, strict=True)
     _write(path, ["path", "label", "group", "split"], [[p, store.classes[y], g, s] for p, y, g, s in table])

@@ -9,6 +9,7 @@ import torch
 from dcube.classifier.objective import ClassifierObjective, consistency_loss, cycle_loss
 from dcube.classifier.train import ClassifierLoss
 from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.schedule import Schedule
 from dcube.features.frozen import FrozenFeatures
 from tiny import tiny_denoiser, tiny_diffusion, tiny_experiment
 
@@ -52,6 +53,22 @@ def test_eq_7_has_a_gradient_on_the_logits_and_none_on_the_diffusion_model(denoi
                 after, before = (cycle_loss(denoiser, x_t, T, Y, logits + s * nudge) for s in (1, -1))
                 numeric[i, k] = (after - before) / (2 * step)
     torch.testing.assert_close(logits.grad, numeric, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize(("prediction", "factor"), [("x0", "signal / deviation"), ("v", "signal")])
+def test_eq_7_compares_noise_whatever_the_denoiser_predicts(denoiser: Denoiser, prediction: str, factor: str) -> None:
+    """A difference of x_0 or v is one of noise times -sqrt(bar / (1 - bar)) or sqrt(bar), image by image."""
+    schedule = Schedule(20, 1e-3, 0.3, prediction=prediction)
+    x_t, logits = draw(4, 1, 8, 8), draw(4, 3, seed=1)
+    terms = []
+    for i in range(4):
+        bar = schedule.alpha_bar[T[i]].item()
+        scale = math.sqrt(bar / (1 - bar)) if factor == "signal / deviation" else math.sqrt(bar)
+        plain = cycle_loss(denoiser, x_t[i : i + 1], T[i : i + 1], Y[i : i + 1], logits[i : i + 1]).item()
+        terms.append(scale**2 * plain)
+    assert math.isclose(cycle_loss(denoiser, x_t, T, Y, logits, schedule).item(), sum(terms) / 4, rel_tol=1e-6)
+    noise = Schedule(20, 1e-3, 0.3)
+    assert torch.equal(cycle_loss(denoiser, x_t, T, Y, logits, noise), cycle_loss(denoiser, x_t, T, Y, logits))
 
 
 def test_eq_7_vanishes_for_a_certain_and_right_prediction(denoiser: Denoiser) -> None:

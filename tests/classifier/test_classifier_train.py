@@ -147,7 +147,7 @@ def test_a_batch_holds_the_same_view_of_image_and_features(data: ImageData, run:
                 assert torch.equal(image, plain.flip(-1) if flipped else plain)
         for prefix, small in (("map", batch["small"]), ("mirror", batch["small"].flip(-1))):
             for i, exact in enumerate(batches.frozen(small, batch["t"])):
-                torch.testing.assert_close(batch[f"{prefix}{i}"], exact.clone(), rtol=1e-3, atol=1e-3)
+                torch.testing.assert_close(batch[f"{prefix}{i}"].float(), exact.clone(), rtol=1e-3, atol=1e-3)
         assert set(batch["t"].tolist()) <= {2, 9}
         flips += int(batch["flipped"].sum())
     assert 0 < flips < 24

@@ -35,6 +35,30 @@ def test_any_classes_and_sizes(name: str, num_classes: int, grid: int, sizes: tu
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, parameter_name
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_a_head_does_without_blocks(name: str) -> None:
+    """What is compared with "no step 1": f_sub alone through the same head."""
+    head = build(name, (), 3, grid=4, width=8)
+    head(torch.randn(5, 6, 3, 3, dtype=torch.float64), []).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in head.parameters())
+
+
+def test_branches_decide_alone_in_training_and_together_after_it() -> None:
+    head = build("branches", (4, 8), 3, grid=4, width=8)
+    head.dropout.p = 0.0
+    for norm in head.norms:
+        norm.momentum, norm.training = 0.0, False
+    f_sub, maps = torch.randn(1, 6, 3, 3).double(), [torch.randn(1, c, 4, 4).double() for c in (4, 8)]
+    head.eval()
+    together = head(f_sub, maps)
+    sub = head(f_sub, [])
+    main = together - sub
+    head.training = True
+    many = head(f_sub.expand(400, -1, -1, -1), [m.expand(400, -1, -1, -1) for m in maps])
+    kinds = [torch.isclose(many, row).all(1).double().mean().item() for row in (2 * main, 2 * sub, together)]
+    assert sum(kinds) == 1 and abs(kinds[0] - 0.25) < 0.08 and abs(kinds[1] - 0.25) < 0.08
+
+
 def conv(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """Plain same-size cross-correlation [B, C, H, W] with [D, C, k, k]."""
     out = [[sum(correlate(x[b, c], w[d, c], mode="constant") for c in range(w.shape[1])) for d in range(len(w))]

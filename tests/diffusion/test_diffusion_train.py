@@ -1,12 +1,15 @@
 """Step 1 as a whole: the batch of a step, and what a training leaves."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from dcube.data.dataset import ImageData
+from dcube.diffusion.augment import apply_parameters
+from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import PairBatches, load_diffusion, train_diffusion
 from dcube.training.log import read_log
 from tiny import tiny_data, tiny_experiment
@@ -36,6 +39,62 @@ def test_batches_are_functions_of_seed_and_step(data: ImageData) -> None:
     expected, found = one(2), other(2)
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
     assert not torch.equal(expected["noise"], PairBatches(data, config, 4)(2)["noise"])
+
+
+def test_images_grow_with_the_steps(data: ImageData) -> None:
+    changes = {"image_size": 32, "growth": [[0.25, 8], [0.5, 16]], "optimizer": {"steps": 20}}
+    batches = PairBatches(data, tiny_experiment(diffusion=changes).diffusion, seed=3)
+    sizes = [batches(step)["x"].shape[-1] for step in range(20)]
+    assert sizes == [8] * 5 + [16] * 5 + [32] * 10
+    assert all(batches(step)["noise"].shape[-1] == batches(step)["x"].shape[-1] for step in (0, 7, 19))
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (-1.5, 0.5)])
+def test_logit_normal_timesteps(data: ImageData, mean: float, deviation: float) -> None:
+    """Esser et al. 2024: logit(t / T) is normal, so the share of t below T / 2 is that of z below -mean / deviation."""
+    changes = {"t_distribution": "logit_normal", "t_mean": mean, "t_deviation": deviation, "timesteps": 1000}
+    config = tiny_experiment(diffusion=changes).diffusion
+    t = PairBatches(data, config, seed=3)._timesteps(20_000, torch.Generator().manual_seed(0)).double()
+    logit = torch.logit((t + 0.5) / 1000)
+    assert abs(logit.mean().item() - mean) < 0.05 and abs(logit.std().item() - deviation) < 0.05
+    assert t.min() >= 0 and t.max() < 1000
+
+
+@pytest.mark.parametrize("mirror", [True, False])
+def test_a_batch_with_augmentation(data: ImageData, mirror: bool) -> None:
+    """The images are changed as told; all else of the batch is what it is without."""
+    plain = PairBatches(data, tiny_experiment().diffusion, 3)
+    config = tiny_experiment(diffusion={"augmentation": {"probability": 0.3}}).diffusion
+    batches, mirrored = PairBatches(data, config, 3, mirror=mirror), 0.0
+    for step in range(10):
+        one, other = plain(step), batches(step)
+        told = other.pop("augmentation").flatten(0, 1)
+        expected = apply_parameters(one["x"].flatten(0, 1), told).unflatten(0, (-1, 2))
+        assert torch.equal(other["x"], expected) and not torch.equal(other["x"], one["x"])
+        assert all(torch.equal(one[name], other[name]) for name in one if name != "x")
+        mirrored += told[:, 0].mean().item() / 10
+    assert (0.3 < mirrored < 0.7) if mirror else mirrored == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prediction": "x0", "weighting": "min_snr"}, {"prediction": "v", "schedule": "cosine", "shift": 0.5},
+        {"augmentation": {"probability": 0.2}, "weighting": "p2"},
+    ],
+    ids=["x0", "v", "augmented"],
+)  # fmt: skip
+def test_every_knob_trains_and_loads(tmp_path: Path, data: ImageData, changes: dict[str, Any]) -> None:
+    optimizer = {"steps": 40, "lr": 3e-3}
+    settings = tiny_experiment(diffusion={"optimizer": optimizer, "sample_every": 100.0, **changes})
+    made, _ = train_diffusion(data, settings, tmp_path / "run")
+    rows = [row for row in read_log(tmp_path / "run" / "log.jsonl") if "event" not in row]
+    assert rows[-1]["diffusion"] < 0.9 * rows[0]["diffusion"]
+    again = load_diffusion(tmp_path / "run" / "model.safetensors")
+    assert again.schedule.prediction == settings.diffusion.prediction
+    assert torch.equal(again.schedule.alpha_bar, Schedule.of(settings.diffusion).alpha_bar)
+    labels = torch.tensor([0, 1, 2])
+    assert torch.equal(again.sample(labels, seed=0, steps=20), made.sample(labels, seed=0, steps=20))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from dcube.config import ContrastiveConfig
-from dcube.diffusion.objective import GenerativeObjective, contrastive_loss, noise_loss, pair_distance
+from dcube.config import ContrastiveConfig, DiffusionConfig
+from dcube.diffusion.contrastive import contrastive_loss, pair_distance
+from dcube.diffusion.objective import GenerativeObjective, loss_weights, noise_loss
 from dcube.diffusion.schedule import Schedule
 from tiny import tiny_denoiser
 
@@ -128,3 +129,83 @@ def test_eq_5_reaches_every_parameter(batch: dict[str, Any]) -> None:
     model = tiny_denoiser()
     GenerativeObjective(Schedule(20), ContrastiveConfig(), model.middle)(model, **batch)[0].backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def weights_of(prediction: str, weighting: str, gamma: float | None = None) -> tuple[Schedule, torch.Tensor]:
+    """The schedule and its weights [T] under a configuration; 1 where there are none."""
+    settings = {"timesteps": 50, "prediction": prediction, "weighting": weighting, "gamma": gamma}
+    config = DiffusionConfig.model_validate(settings)
+    schedule = Schedule.of(config)
+    weights = loss_weights(schedule, config)
+    return schedule, torch.ones(50, dtype=torch.float64) if weights is None else weights
+
+
+@pytest.mark.parametrize("weighting", ["min_snr", "p2"])
+def test_a_weighting_means_the_same_for_every_prediction(weighting: str) -> None:
+    """One estimate of x_0, told as noise, x_0 or v, costs the same: |noise|^2 is SNR, |v|^2 SNR + 1 times |x_0|^2."""
+    x0, noise, guess = draw(3, 50, 1, 4, 4)
+    losses, plain = [], []
+    for prediction in ("noise", "x0", "v"):
+        schedule, weights = weights_of(prediction, weighting)
+        signal, deviation = (f.sqrt().view(-1, 1, 1, 1) for f in (schedule.alpha_bar, 1 - schedule.alpha_bar))
+        x_t = signal * x0 + deviation * noise
+        implied = (x_t - signal * guess) / deviation
+        told = {"noise": (implied, noise), "x0": (guess, x0)}
+        told["v"] = tuple(signal * e - deviation * x for e, x in ((implied, guess), (noise, x0)))
+        losses.append(noise_loss(*told[prediction], weights).item())
+        plain.append(noise_loss(*told[prediction]).item())
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-9)
+    assert len({round(value, 6) for value in plain}) == 3  # without a weighting they are three losses
+
+
+@pytest.mark.parametrize(("gamma", "given"), [(5.0, None), (1.0, 1.0)])
+def test_min_snr_weights_are_those_of_the_paper(gamma: float, given: float | None) -> None:
+    """Hang et al. 2023: min(SNR, gamma) over 1 (x_0), SNR (noise), SNR + 1 (v)."""
+    for prediction in ("noise", "x0", "v"):
+        schedule, weights = weights_of(prediction, "min_snr", given)
+        for t in range(50):
+            snr = schedule.alpha_bar[t].item() / (1 - schedule.alpha_bar[t].item())
+            expected = min(snr, gamma) / {"noise": snr, "x0": 1, "v": snr + 1}[prediction]
+            assert math.isclose(weights[t].item(), expected, rel_tol=1e-12)
+
+
+def test_p2_weights_of_the_noise_are_those_of_the_paper() -> None:
+    """Choi et al. 2022, eq. 8 with k = 1: the simple loss times 1 / (1 + SNR)^gamma = (1 - alpha_bar)^gamma."""
+    for given, gamma in ((None, 1.0), (0.5, 0.5)):
+        schedule, weights = weights_of("noise", "p2", given)
+        torch.testing.assert_close(weights, (1 - schedule.alpha_bar) ** gamma, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("prediction", ["noise", "x0", "v"])
+@pytest.mark.parametrize("weighting", ["none", "min_snr"])
+def test_eq_5_with_another_prediction_and_weights(batch: dict[str, Any], prediction: str, weighting: str) -> None:
+    model, schedule = tiny_denoiser(), Schedule(20, prediction=prediction)
+    config = DiffusionConfig.model_validate({"timesteps": 20, "prediction": prediction, "weighting": weighting})
+    weights = loss_weights(schedule, config)
+    objective = GenerativeObjective(schedule, ContrastiveConfig(weight=0), model.middle, weights=weights)
+    loss, _ = objective(model, **batch)
+    expected = 0.0
+    for i in (0, 1):
+        x0, noise, t = batch["x"][:, i], batch["noise"], batch["t"]
+        y = torch.where(batch["dropped"][:, i], model.null_label, batch["y"][:, i])
+        output, _ = model(schedule.add_noise(x0, noise, t), t, y)
+        bar = schedule.alpha_bar[t].view(-1, 1, 1, 1)
+        wanted = {"noise": noise, "x0": x0, "v": bar.sqrt() * noise - (1 - bar).sqrt() * x0}[prediction]
+        for j in range(4):
+            factor = 1 if weights is None else weights[t[j]].item()
+            expected += factor * (output[j] - wanted[j]).square().mean().item() / 4
+    assert math.isclose(loss.item(), expected, rel_tol=1e-6)
+
+
+def test_the_network_is_told_the_augmentation_of_each_image(batch: dict[str, Any]) -> None:
+    """Also in the forward of eq. 4; and nothing told is the same as zeros."""
+    model = tiny_denoiser(augmentation={"probability": 0.5})
+    objective = GenerativeObjective(Schedule(20), ContrastiveConfig(distance="paper"), model.middle)
+    told = draw(4, 2, 7, seed=3)
+    loss, _ = objective(model, **batch, augmentation=told)
+    assert objective(model, **batch)[0].item() != loss.item()
+    zeros = objective(model, **batch, augmentation=torch.zeros_like(told))[0].item()
+    assert zeros == objective(model, **batch)[0].item()
+    swapped = {name: value.flip(1) if name in ("x", "y", "dropped") else value for name, value in batch.items()}
+    again, _ = objective(model, **swapped, augmentation=told.flip(1))  # the pair the other way round
+    assert math.isclose(again.item(), loss.item(), rel_tol=1e-10)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from dcube.diffusion.sampling import ddim_sample, ddpm_sample, guided_noise
+from dcube.diffusion.sampling import ddim_sample, ddpm_sample, estimate, guided_output
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import write_grid
 from tiny import CLASSES, tiny_denoiser, tiny_diffusion, tiny_experiment
@@ -28,32 +28,42 @@ def exact(oracle: Any) -> Any:
     return oracle
 
 
+PREDICTIONS = pytest.mark.parametrize(
+    ("prediction", "theirs"), [("noise", "epsilon"), ("x0", "sample"), ("v", "v_prediction")]
+)
+
+
 @torch.no_grad()
-def test_ddpm_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch) -> None:
+@PREDICTIONS
+def test_ddpm_is_that_of_diffusers(monkeypatch: pytest.MonkeyPatch, prediction: str, theirs: str) -> None:
     def same_noise(shape: Any, generator: Any, device: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(shape, generator=generator).to(dtype)
 
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", same_noise)
-    oracle = exact(DDPMScheduler(num_train_timesteps=T, beta_start=1e-3, beta_end=0.2, variance_type="fixed_small"))
+    settings = {"num_train_timesteps": T, "beta_start": 1e-3, "beta_end": 0.2, "variance_type": "fixed_small"}
+    oracle = exact(DDPMScheduler(**settings, prediction_type=theirs))
     model, x, generator = tiny_denoiser(), start(), torch.Generator().manual_seed(1)
     for t in reversed(range(T)):
-        noise, _ = model(x, torch.full((3,), t), Y)
-        x = oracle.step(noise, t, x, generator=generator).prev_sample
-    ours = ddpm_sample(model, Schedule(T, 1e-3, 0.2), Y, start(), torch.Generator().manual_seed(1))
+        output, _ = model(x, torch.full((3,), t), Y)
+        x = oracle.step(output, t, x, generator=generator).prev_sample
+    schedule = Schedule(T, 1e-3, 0.2, prediction=prediction)
+    ours = ddpm_sample(model, schedule, Y, start(), torch.Generator().manual_seed(1))
     assert x.std() > 0.1
     torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=0, atol=1e-9)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("steps", "stride"), [(28, 1), (10, 3)])
-def test_ddim_is_that_of_diffusers(steps: int, stride: int) -> None:
-    oracle = exact(DDIMScheduler(num_train_timesteps=T, beta_start=1e-3, beta_end=0.2, set_alpha_to_one=True))
+@PREDICTIONS
+def test_ddim_is_that_of_diffusers(steps: int, stride: int, prediction: str, theirs: str) -> None:
+    settings = {"num_train_timesteps": T, "beta_start": 1e-3, "beta_end": 0.2, "set_alpha_to_one": True}
+    oracle = exact(DDIMScheduler(**settings, prediction_type=theirs))
     oracle.set_timesteps(T // stride)  # diffusers' distance of two timesteps is T // steps
     model, x = tiny_denoiser(), start()
     for t in reversed(range(0, T, stride)):
-        noise, _ = model(x, torch.full((3,), t), Y)
-        x = oracle.step(noise, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
-    ours = ddim_sample(model, Schedule(T, 1e-3, 0.2), Y, start(), steps)
+        output, _ = model(x, torch.full((3,), t), Y)
+        x = oracle.step(output, t, x, eta=0.0, use_clipped_model_output=True).prev_sample
+    ours = ddim_sample(model, Schedule(T, 1e-3, 0.2, prediction=prediction), Y, start(), steps)
     assert x.std() > 0.1
     torch.testing.assert_close(ours, x.clamp(-1, 1), rtol=0, atol=1e-9)
 
@@ -64,7 +74,28 @@ def test_guidance() -> None:
     conditional, null = model(start(), t, Y)[0], model(start(), t)[0]
     for scale in (0.0, 1.0, 2.5):
         expected = null + scale * (conditional - null)
-        torch.testing.assert_close(guided_noise(model, start(), t, Y, scale), expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(guided_output(model, start(), t, Y, scale), expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+def test_guiding_any_output_is_guiding_the_noise(prediction: str) -> None:
+    """Ho & Salimans 2022 guide the noise; every output is affine in it, with the same factors for both labels."""
+    model, schedule, t = tiny_denoiser(), Schedule(T, 1e-3, 0.2, prediction=prediction), torch.tensor([3, 9, 20])
+    conditional, null = (schedule.noise_of(model(start(), t, y)[0], start(), t) for y in (Y, None))
+    guided = schedule.noise_of(guided_output(model, start(), t, Y, 2.5), start(), t)
+    torch.testing.assert_close(guided, null + 2.5 * (conditional - null), rtol=0, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("prediction", ["noise", "x0", "v"])
+def test_an_estimate_explains_the_image_it_was_made_from(prediction: str) -> None:
+    model, schedule = tiny_denoiser(), Schedule(T, 1e-3, 0.2, prediction=prediction)
+    for step in (0, 13, T - 1):
+        x0, noise = estimate(model, schedule, start(), step, Y)
+        bar = schedule.alpha_bar[step]
+        assert x0.abs().max() <= 1
+        torch.testing.assert_close(bar.sqrt() * x0 + (1 - bar).sqrt() * noise, start(), rtol=0, atol=1e-12)
 
 
 def test_more_steps_than_timesteps_are_all_timesteps() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dcube.data.dataset import ImageData
-from dcube.features.frozen import FeatureCache, FrozenFeatures
+from dcube.features.frozen import FeatureCache, FrozenFeatures, frozen_dtype
 from dcube.features.taps import block_maps, fixed_noise
 from tiny import tiny_diffusion, tiny_experiment
 
@@ -28,10 +28,10 @@ def test_the_cache_equals_live_features(data: ImageData, tmp_path: Path, flips: 
     assert frozen.shapes == [(8, 4, 4), (16, 4, 4), (8, 4, 4)]
     rows, flipped = np.array([3, 0, 3, 16]), np.array([False, flips, flips, False])
     maps = cache.maps(rows, flipped, np.array([0, 1, 0, 1]))
-    assert all(m.dtype == torch.float32 for m in maps)
+    assert all(m.dtype == torch.float16 for m in maps)
     for i, (row, at) in enumerate(zip(rows, (0, 1, 0, 1), strict=True)):
         for cached, exact in zip(maps, live(frozen, data, indices[row], bool(flipped[i]), T[at]), strict=True):
-            torch.testing.assert_close(cached[i], exact[0], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(cached[i].float(), exact[0], rtol=1e-3, atol=1e-3)
     if flips:
         assert not torch.allclose(maps[0][0], maps[0][2], atol=1e-2)
     gigabytes = FeatureCache.gigabytes(frozen, len(indices), len(T), flips)
@@ -67,13 +67,43 @@ def test_a_cache_is_complete_or_absent(data: ImageData, tmp_path: Path, monkeypa
     assert calls and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("backbone", ["unet", "uvit"])
+def test_features_in_bf16_stay_close_and_have_a_cache_of_their_own(
+    data: ImageData, tmp_path: Path, backbone: str
+) -> None:
+    """bf16 keeps 8 bits of a product's factors: some per mille of a map, whatever the autocast around it says."""
+    uvit = {"patch": 2, "width": 32, "depth": 2, "heads": 2}
+    config = tiny_experiment(diffusion={"backbone": backbone, "uvit": uvit}).diffusion
+    diffusion = tiny_diffusion(config=config)
+    exact, fast = (FrozenFeatures(diffusion, [0, 2], "clean", 4, d) for d in (torch.float32, torch.bfloat16))
+    images, t = data.images(np.arange(6), 8), torch.full((6,), 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = exact(images, t)
+    for expected, found, same in zip(exact(images, t), fast(images, t), inside, strict=True):
+        assert found.dtype == torch.float32 and torch.equal(expected, same)
+        assert 1e-5 < (found - expected).norm() / expected.norm() < 2e-2
+    for frozen in (exact, fast):
+        FeatureCache(frozen, data, data.indices("val"), T, False, tmp_path)
+    assert len(list(tmp_path.glob("*.f16"))) == 2
+
+
+def test_a_training_keeps_the_dtype_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert frozen_dtype("bf16", cpu, tmp_path) == torch.bfloat16
+    assert frozen_dtype("fp32", cpu, tmp_path) == torch.float32
+    assert not list(tmp_path.iterdir())
+    for hardware in (torch.bfloat16, torch.float32):  # the second: another machine
+        monkeypatch.setattr("dcube.features.frozen.fast_dtype", lambda device, dtype=hardware: dtype)
+        assert frozen_dtype("auto", cpu, tmp_path) == torch.bfloat16
+
+
 def test_values_beyond_half_precision_are_clipped(data: ImageData, tmp_path: Path) -> None:
     diffusion = tiny_diffusion()
     diffusion.model.stem.weight.mul_(1e8)  # type: ignore[union-attr, operator]
     frozen = FrozenFeatures(diffusion, [0], "clean", 4)
     cache = FeatureCache(frozen, data, data.indices("train"), T, False, tmp_path)
     (maps,) = cache.maps(np.array([0]), np.array([False]), np.array([0]))
-    assert torch.isfinite(maps).all() and maps.abs().max() > 6e4
+    assert torch.isfinite(maps).all() and maps.float().abs().max() > 6e4
 
 
 @pytest.mark.parametrize("grid", [1, 2, 4, 16])

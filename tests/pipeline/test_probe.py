@@ -35,8 +35,17 @@ def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
     blocks = ["down1", "down2", "mid", "up2", "up1"]
     assert len(rows) == 2 + 4 * len(blocks) * 2
     assert [row["block"] for row in rows if row["model"] == "trained" and row["timestep"] == "3"] == blocks
-    compared = {row["model"] for row in rows if row["over_untrained"]}
-    assert compared == {"trained", "trained+cnn"}
+    macro = {(row["model"], row["block"], row["timestep"]): float(row["macro_f1"]) for row in rows}
+    [pixels], [cnn] = ([macro[place] for place in macro if place[0] == model] for model in ("pixels", "cnn"))
+    for row in rows:
+        place = row["model"].replace("trained", "untrained"), row["block"], row["timestep"]
+        others = {"over_untrained": macro.get(place, 0), "over_pixels": pixels, "over_cnn": cnn}
+        for name, other in others.items():
+            if row["model"] in ("trained", "trained+cnn"):
+                assert float(row[name]) == pytest.approx(float(row["macro_f1"]) - other, abs=2e-4)
+                assert float(row[f"{name}_low"]) <= float(row[name]) <= float(row[f"{name}_high"])
+            else:
+                assert row[name] == ""
     found = json.loads((run / "probe" / "probe.json").read_text())["gaussianity"]
     assert found["spearman"] is None or -1 <= found["spearman"] <= 1
     assert found["best_block"] in blocks and set(found["selected"]) <= set(blocks)
@@ -45,6 +54,8 @@ def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
     for row in rows:
         assert float(row["macro_f1_low"]) <= float(row["macro_f1"]) <= float(row["macro_f1_high"])
     assert "timestep 20" in refused("probe", run, "--timestep", 20)
+    done("diffuse", run, "--set", "diffusion.optimizer.steps=1")
+    assert not (run / "probe").exists(), "a probe of former weights"
 
 
 def test_the_untrained_network_is_the_one_step_1_began_with(tmp_path: Path, recipe: Path) -> None:

@@ -78,3 +78,13 @@ def test_themed_figures_take_the_page_colours_and_have_ids_of_their_own(make_sel
     ids = [{node.get("id") for node in ElementTree.fromstring(s).iter()} - {None} for s in (one, two)]
     assert ids[0] and not ids[0] & ids[1]
     assert 'viewBox="' in one and " width=" not in one.split(">")[0]
+
+
+def test_live_probe_figure_names_its_blocks_and_bears_what_is_undefined() -> None:
+    def row(step: int, **values: float) -> dict[str, Any]:
+        low = {"low": None if step == 0 else 0.1}
+        blocks = {name: {"macro_f1": {"value": value, "high": value} | low} for name, value in values.items()}
+        return {"step": step, "event": "probe", "blocks": blocks}
+
+    svg = figures.live_probe_figure([row(0, mid=0.2, up2=0.3), row(9, mid=0.5, up2=0.4), row(20, mid=0.6)])
+    assert {"mid", "up2", "step", "macro-F1 of the probe"} <= set(texts(svg)) and "nan" not in svg

@@ -1,6 +1,7 @@
 """The report page: with everything, with almost nothing, offline, deterministic, and plain about limits."""
 
 import base64
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -180,3 +181,26 @@ def test_no_folder_and_a_damaged_file_are_plain_errors(run: Path) -> None:
     (run / "experiment.yaml").write_text("a: [", encoding="utf-8")
     with pytest.raises(InputError, match="experiment.yaml is damaged"):
         write_report(run)
+
+
+def test_probes_of_a_training_are_a_curve_per_block(run: Path) -> None:
+    path = run / "diffusion" / "log.jsonl"
+    assert "Linear probes of the EMA weights" not in outline(write_report(run)).text
+    for step, value in ((0, 0.3), (350, 0.5), (700, 0.6)):
+        block = {"macro_f1": {"value": value, "low": value - 0.1, "high": value + 0.1}}
+        row = {"step": step, "event": "probe", "timestep": 100, "train": 600, "n": 84}
+        row |= {"blocks": {"middle-block": block, "up-block": block}, "macro_f1": value}
+        path.write_text(path.read_text() + json.dumps(row) + "\n")
+    page = outline(write_report(run))
+    assert "t = 100; fitted on 600 training images, measured on 84 validation images" in page.text
+    assert "middle-block" in page.text and "up-block" in page.text and "macro-F1 of the probe" in page.text
+
+
+def test_a_pretraining_has_no_classifier_to_speak_of(run: Path) -> None:
+    for name in ("evaluation", "classifier", "selection.json"):
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    write_json(run / "data", {"name": "a, b", "key": "0", "store": "gone", "broken": [], "sets": [{"name": "a"}]})
+    page = outline(write_report(run))
+    assert "A pre-training without labels" in page.text and "diffusion model without labels: convolutional" in page.text
+    for said in ("dcube select", "dcube classify", "dcube evaluate", "Step 2", "One row per class", "Selected blocks"):
+        assert said not in page.text

@@ -27,7 +27,7 @@ def experiment(dtype: str) -> Experiment:
             "backbone": "uvit" if cached else "unet", "unet": {"dropout": 0.1}, "augment": True,
             "uvit": {"patch": 2, "width": 16, "depth": 2, "heads": 2}, "optimizer": optimizer,
         },
-        features={"timesteps": (2, 9) if cached else None},
+        features={"timesteps": (2, 9) if cached else None, "dtype": dtype},
         classifier={"head": "paper" if cached else "late", "cycle_fraction": 0.5, "optimizer": optimizer},
         runtime={"checkpoint_seconds": 0.05},
     )  # fmt: skip

@@ -26,7 +26,7 @@ class ClassifierBatches:
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """y, t, flipped: [B]; large: [B, C, S, S] at cnn_size, small: at the diffusion model's size, both in
-        [0, 1] and mirrored where flipped; cycle_t, cycle_noise for eq. 7; with a cache map0, mirror0, ...
+        [0, 1] and mirrored where flipped; cycle_t, cycle_noise for eq. 7; with a cache map0, mirror0, ... in float16.
         """
         rng, generator = numpy_rng(self.seed, "step2", step), torch_rng(self.seed, "step2 noise", step)
         rows = self.order.batch(step)
@@ -62,7 +62,7 @@ def make_cache(
 ) -> FeatureCache | None:  # fmt: skip
     """A feature cache, or None where timesteps are random or the cache would exceed `features.cache_gb`."""
     mirror = mirror and experiment.data.horizontal_flip
-    if timesteps is None or not len(indices):
+    if timesteps is None or not len(indices) or not frozen.blocks:
         return None
     size = FeatureCache.gigabytes(frozen, len(indices), len(timesteps), mirror)
     if size > experiment.features.cache_gb:

@@ -4,22 +4,28 @@ import torch
 import torch.nn.functional as F
 
 from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.schedule import Schedule
 from dcube.training.runtime import full_precision
 
 
 def cycle_loss(
-    denoiser: Denoiser, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, logits: torch.Tensor
-) -> torch.Tensor:
+    denoiser: Denoiser, x_t: torch.Tensor, t: torch.Tensor, y: torch.Tensor, logits: torch.Tensor,
+    schedule: Schedule | None = None,
+) -> torch.Tensor:  # fmt: skip
     """Eq. 7: || eps_theta(x_t, y~) - eps_theta(x_t, y) ||, mean of squares over all values.
 
     y~ is the prediction as a soft label (probabilities times the label table), so that the gradient reaches
     `logits` [B, K] through the frozen `denoiser`, whose own weights get none. x_t: [B, C, H, W]; t, y: [B].
+    `schedule` turns the outputs into noise where the denoiser predicts x_0 or v; None: they are noise.
     """
     with torch.no_grad():
         target, _ = denoiser(x_t, t, y)
     predicted, _ = denoiser(x_t, t, logits.softmax(-1))
     assert predicted is not None and target is not None
-    return F.mse_loss(full_precision(predicted), full_precision(target))
+    predicted, target = full_precision(predicted), full_precision(target)
+    if schedule is not None:
+        predicted, target = schedule.noise_of(predicted, x_t, t), schedule.noise_of(target, x_t, t)
+    return F.mse_loss(predicted, target)
 
 
 def consistency_loss(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:

@@ -9,18 +9,22 @@ import torch
 from torch import nn
 
 from dcube.classifier.batches import ClassifierBatches, make_cache
-from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor
+from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor, predictor_dtype
 from dcube.classifier.objective import ClassifierObjective, cycle_loss
+from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
 from dcube.evaluation.metrics import macro_f1
-from dcube.features.frozen import FrozenFeatures
+from dcube.features.frozen import FrozenFeatures, frozen_dtype
+from dcube.training.fastest import Trial
 from dcube.training.loop import Hook, Task, Trained, train
-from dcube.training.order import key
+from dcube.training.order import key, torch_rng
+from dcube.training.runtime import precision
 from dcube.training.state import load_weights, save_weights
 
 CHUNK = 32  # images per forward of a validation
+TRIAL_IMAGES = 4  # of the trial of the dtype
 
 
 class ClassifierLoss:
@@ -37,25 +41,39 @@ class ClassifierLoss:
     def __call__(
         self, model: nn.Module, batch: dict[str, torch.Tensor], step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        logits = model(batch["large"], self._maps(batch, "map"))
-        mirrored = None
-        if self.config.lambda_consistency:
-            mirrored = model(batch["large"].flip(-1), self._maps(batch, "mirror"))
+        logits, mirrored = self._logits(model, batch)
         cycle = None
         if self.config.lambda_cycle:
             part = math.ceil(self.config.cycle_fraction * len(logits))  # the batch is in random order
             t = batch["cycle_t"][:part]
             x0, noise = batch["small"][:part] * 2 - 1, batch["cycle_noise"][:part]
-            x_t = self.frozen.diffusion.schedule.add_noise(x0, noise, t)
-            cycle = cycle_loss(self.denoiser, x_t, t, batch["y"][:part], logits[:part])
+            schedule = self.frozen.diffusion.schedule
+            x_t = schedule.add_noise(x0, noise, t)
+            with precision(x_t.device, self.frozen.dtype):
+                cycle = cycle_loss(self.denoiser, x_t, t, batch["y"][:part], logits[:part], schedule)
         return self.objective(logits, batch["y"], cycle, mirrored)
 
-    def _maps(self, batch: dict[str, torch.Tensor], prefix: str) -> list[torch.Tensor]:
-        if f"{prefix}0" in batch:
-            return [batch[f"{prefix}{i}"] for i in range(len(self.frozen.blocks))]
-        small = batch["small"] if prefix == "map" else batch["small"].flip(-1)
-        maps = self.frozen(small, batch["t"])
-        return [m.clone() for m in maps]  # inference tensors cannot be saved for backward
+    def _logits(
+        self, model: nn.Module, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits [B, K] of the images, and of their mirror images where eq. 8 counts: one forward for both."""
+        if not self.config.lambda_consistency:
+            return model(batch["large"], self._maps(batch, ("map",))), None
+        both = torch.cat([batch["large"], batch["large"].flip(-1)])
+        with apart(model, 2):
+            logits, mirrored = model(both, self._maps(batch, ("map", "mirror"))).chunk(2)
+        return logits, mirrored
+
+    def _maps(self, batch: dict[str, torch.Tensor], views: tuple[str, ...]) -> list[torch.Tensor]:
+        """Features of the views side by side, from the batch or from the frozen model."""
+        if "map0" in batch:
+            with precision(batch["map0"].device, torch.float32):  # autocast cannot join float16
+                held = [[batch[f"{view}{i}"] for view in views] for i in range(len(self.frozen.blocks))]
+                return [torch.cat(pair).float() for pair in held]
+        small = torch.cat([batch["small"], batch["small"].flip(-1)][: len(views)])
+        maps = self.frozen(small, batch["t"].repeat(len(views)))
+        # a copy, since inference tensors cannot be saved for backward
+        return [m.clone(memory_format=torch.channels_last) for m in maps]
 
 
 class Validation:
@@ -96,7 +114,7 @@ class Validation:
         for start in range(0, len(self.indices), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(self.indices)))
             large = self.data.images(self.indices[rows], self.experiment.classifier.cnn_size).to(device)
-            maps = [[m.to(device) for m in step] for step in self._maps(rows, device)]
+            maps = [[m.to(device).float() for m in step] for step in self._maps(rows, device)]
             parts.append(ema.probabilities(large, maps).cpu().double().numpy())
         return np.concatenate(parts)
 
@@ -109,6 +127,13 @@ class Validation:
         return [self.frozen(small, torch.full((len(rows),), step, device=device)) for step in steps]
 
 
+def trial(model: nn.Module, size: int, channels: int, shapes: list[tuple[int, int, int]]) -> Trial:
+    """The whole classifier on a few images of noise: what tells the dtype of its forward passes."""
+    noise = torch_rng(0, "classifier", "trial")
+    inputs = [torch.rand(TRIAL_IMAGES, *shape, generator=noise) for shape in ((channels, size, size), *shapes)]
+    return model, (inputs[0], inputs[1:])
+
+
 def train_classifier(
     data: ImageData, experiment: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path,
     deadline: float | None = None, look: dict[str, Any] | None = None,
@@ -118,7 +143,13 @@ def train_classifier(
     training images look like) travels in their metadata.
     """
     config = experiment.classifier
-    frozen = FrozenFeatures(diffusion, blocks, experiment.features.input, config.grid)
+    frozen, predicting = (
+        FrozenFeatures(diffusion, blocks, experiment.features.input, config.grid, dtype)
+        for dtype in (
+            frozen_dtype(experiment.features.dtype, diffusion.device, directory),
+            predictor_dtype(experiment.features, diffusion.device),
+        )
+    )
     torch.manual_seed(key(experiment.seed, "classifier", "weights"))
     model = DCubeClassifier(config, len(data.classes), [shape[0] for shape in frozen.shapes])
     metadata = {
@@ -130,7 +161,7 @@ def train_classifier(
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size
     hooks = []
     if len(data.indices("val")):
-        validation = Validation(data, experiment, frozen, directory, metadata)
+        validation = Validation(data, experiment, predicting, directory, metadata)
         hooks = [Hook(max(1, round(config.validate_every * steps_per_epoch)), validation)]
     task = Task(
         "classifier", model, batches, ClassifierLoss(experiment, frozen, batches.labels, len(data.classes)),
@@ -140,6 +171,7 @@ def train_classifier(
             {"params": list(m.subnet.parameters()), "scale": config.cnn_lr_scale},  # type: ignore[union-attr]
         ],
         memory_settings="classifier.optimizer.batch_size or classifier.cnn_size",
+        trials=lambda: {"dtype": trial(model, config.cnn_size, data.store.normalisation.channels, frozen.shapes)},
     )  # fmt: skip
     steps = config.optimizer.total_steps(len(batches.indices))
     result = train(task, config.optimizer, steps, experiment.seed, directory, experiment.runtime, deadline)

@@ -1,10 +1,11 @@
 """A store with its splits, and batches of tensors from it."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dcube.data.records import SPLITS
+from dcube.data.seen import Seen, flags, mask
 from dcube.data.store import Store
 from dcube.errors import InputError
 
@@ -15,7 +16,7 @@ CHUNK = 64  # images held at the stored size at once
 
 
 class ImageData:
-    """Images, labels, groups and splits of one experiment. Indices count the rows of the store."""
+    """Images, labels, groups, splits and names (`paths`) of one experiment. Indices count the rows of the store."""
 
     def __init__(self, store: Store, splits: np.ndarray) -> None:
         """`splits`: [N] str, one of train, val, test per image of the store."""
@@ -26,6 +27,29 @@ class ImageData:
         self.classes: list[str] = store.classes
         self.labels: np.ndarray = store.labels
         self.groups: list[str] = store.groups
+        self.paths: list[str] = store.paths
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image, 1 or 3."""
+        return self.store.normalisation.channels
+
+    @property
+    def normalisation(self) -> dict[str, Any]:
+        """What the weights' metadata say about how files became pixels."""
+        return self.store.normalisation.to_dict()
+
+    @property
+    def seen(self) -> Seen:
+        """The images that a training on this data sees."""
+        return {self.store.key: mask(self.splits == "train")}
+
+    def seen_by(self, other: Seen) -> int:
+        """How many validation and test images a training that has seen `other` knows already."""
+        if self.store.key not in other:
+            return 0
+        known = flags(other[self.store.key], len(self.splits))
+        return int((known & np.isin(self.splits, ["val", "test"])).sum())
 
     def indices(self, split: str) -> np.ndarray:
         """Rows of one split in the store's order, int64 [n]. Raises InputError for a name that is no split."""

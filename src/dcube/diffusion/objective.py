@@ -4,78 +4,99 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcube.config import ContrastiveConfig
+from dcube.config import AlignConfig, ContrastiveConfig, DiffusionConfig
 from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.contrastive import alignment_loss, label_term
 from dcube.diffusion.schedule import Schedule
 from dcube.training.runtime import full_precision
 
-
-def noise_loss(predicted: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """Eq. 3, read as the text says it: mean squared error of the noise over all values. Both [B, C, H, W]."""
-    return F.mse_loss(full_precision(predicted), full_precision(noise))
+GAMMA = {"min_snr": 5.0, "p2": 1.0}  # the papers' own
 
 
-def pair_distance(f1: torch.Tensor, f2: torch.Tensor, distance: str) -> torch.Tensor:
-    """d of eq. 4 for each pair, [B]; the gradient is 0, not NaN, where d = 0.
+def noise_loss(predicted: torch.Tensor, noise: torch.Tensor, weight: torch.Tensor | None = None) -> torch.Tensor:
+    """Eq. 3, read as the text says it: mean squared error of the noise (or of x_0, or v) over all values.
 
-    f1, f2: [B, ...] features. `paper`: L2 over all values. `pooled`: f are maps [B, C, h, w]; L2 between
-    their means over the positions, brought to unit length, so that a margin means something at any width.
+    predicted, noise: [B, C, H, W]; weight: [B] of the images, None for 1. Scalar.
     """
-    f1, f2 = full_precision(f1), full_precision(f2)
-    if distance == "pooled":
-        f1, f2 = (F.normalize(f.flatten(2).mean(2), dim=1) for f in (f1, f2))
-    return torch.linalg.vector_norm((f1 - f2).flatten(1), dim=1)
+    predicted, noise = full_precision(predicted), full_precision(noise)
+    if weight is None:
+        return F.mse_loss(predicted, noise)
+    return (weight.to(predicted) * (predicted - noise).square().flatten(1).mean(1)).mean()
 
 
-def contrastive_loss(
-    distances: torch.Tensor, same: torch.Tensor, margin: float, reduction: str = "mean"
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eq. 4: d for pairs of one class, max(margin - d, 0) for the others.
+def loss_weights(schedule: Schedule, config: DiffusionConfig) -> torch.Tensor | None:
+    """Weight of the squared error of the network's output at each timestep, [T] float64; None where all are 1.
 
-    distances: [B]; same: [B] bool. Returns (scalar, share of the other-class pairs whose hinge is active).
-    `reduction`: "mean" over the batch, or "sum" as the paper writes it.
+    Both are weights of the error of x_0 brought to the error of what is predicted, which is SNR times (noise) or
+    SNR + 1 times (v) as large. "min_snr": min(SNR, gamma) (Hang et al. 2023, section 3.4); "p2": SNR / (1 + SNR)^gamma
+    (Choi et al. 2022, eq. 8 with k = 1), with which the noise's error has 1 / (1 + SNR)^gamma.
     """
-    hinge = (margin - distances).clamp(min=0)
-    terms = torch.where(same, distances, hinge)
-    other = ~same
-    active = ((hinge > 0) & other).sum() / other.sum().clamp(min=1)
-    return terms.sum() if reduction == "sum" else terms.mean(), active
+    if config.weighting == "none":
+        return None
+    snr, gamma = schedule.snr, config.gamma or GAMMA[config.weighting]
+    of_x0 = snr.clamp(max=gamma) if config.weighting == "min_snr" else snr / (1 + snr) ** gamma
+    return of_x0 / {"noise": snr, "x0": torch.ones_like(snr), "v": snr + 1}[schedule.prediction]
 
 
 class GenerativeObjective:
-    """Eq. 5: L_Gen = L_Cont + L_Diff(x_t^1) + L_Diff(x_t^2); one forward for both images of a pair."""
+    """Eq. 5: L_Gen = L_Cont + L_Diff(x_t^1) + L_Diff(x_t^2); one forward for both images of a pair.
 
-    def __init__(self, schedule: Schedule, config: ContrastiveConfig, middle: str) -> None:
+    `align` adds REPA's term on one block, where a teacher's features come with the batch. `weights`: [T] of eq. 3
+    (`loss_weights`), None for 1.
+    """
+
+    def __init__(
+        self, schedule: Schedule, config: ContrastiveConfig, middle: str, align: AlignConfig | None = None,
+        weights: torch.Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.schedule, self.config, self.middle = schedule, config, middle
+        self.align = align or AlignConfig()
+        self.weights = None if weights is None else weights.float()
 
     def __call__(
         self, model: nn.Module, x: torch.Tensor, y: torch.Tensor, same: torch.Tensor,
-        t: torch.Tensor, noise: torch.Tensor, dropped: torch.Tensor,
+        t: torch.Tensor, noise: torch.Tensor, dropped: torch.Tensor, teacher: torch.Tensor | None = None,
+        augmentation: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:  # fmt: skip
         """x: [B, 2, C, H, W] in [-1, 1]; y, dropped (label replaced by null): [B, 2]; same, t: [B];
-        noise: [B, C, H, W], shared by the pair like t. Returns the loss and its parts.
+        noise: [B, C, H, W], shared by the pair like t; teacher: [B, 2, D, s, s]; augmentation: [B, 2, A],
+        what was done to the images. Returns the loss and its parts.
         """
         core = model if isinstance(model, Denoiser) else model.module  # wrapped for many processes
         assert isinstance(core, Denoiser)
-        taps = (self.middle,) if self.config.weight and self.config.label == "true" else ()
+        own_forward = self.config.weight > 0 and self.config.label == "null"
+        taps = [self.middle] if self.config.weight and not own_forward else []
+        taps += [core.aligned] if teacher is not None and core.aligned not in taps else []
         t2, noise2 = t.repeat(2), noise.repeat(2, 1, 1, 1)
-        x_t = self.schedule.add_noise(x.transpose(0, 1).flatten(0, 1), noise2, t2)
-        labels = torch.where(dropped, core.null_label, y).T.flatten()
-        predicted, features = model(x_t, t2, labels, taps)
-        first, second = (noise_loss(p, noise) for p in predicted.chunk(2))
+        images, classes = x.transpose(0, 1).flatten(0, 1), y.T.flatten()
+        x_t = self.schedule.add_noise(images, noise2, t2)
+        labels = torch.where(dropped.T.flatten(), core.null_label, classes)
+        told = None if augmentation is None else augmentation.transpose(0, 1).flatten(0, 1)
+        predicted, features = model(x_t, t2, labels, taps, augmentation=told)
+        wanted, weight = self.schedule.target(images, noise2, t2), self._weight(t)
+        first, second = (noise_loss(p, w, weight) for p, w in zip(predicted.chunk(2), wanted.chunk(2), strict=True))
         parts = {"diffusion": (first + second).detach()}
         loss = first + second
+        if teacher is not None:
+            aligned = alignment_loss(features["side.align"], teacher.transpose(0, 1).flatten(0, 1))
+            loss = loss + self.align.weight * aligned
+            parts["align"] = aligned.detach()
         if self.config.weight:
-            if not taps:  # features that cannot know the label
-                _, features = model(x_t, t2, None, (self.middle,), True)
+            if own_forward:  # features that cannot know the label, at noise that leaves something to see
+                low = (t2 * self.config.horizon).long()
+                x_low = x_t if self.config.horizon == 1 else self.schedule.add_noise(images, noise2, low)
+                _, features = model(x_low, low, None, (self.middle,), True, told)
             feature = features[self.middle]
-            if self.config.distance == "pooled":
+            if self.config.distance != "paper":
                 feature = core.as_map(feature)
-            f1, f2 = feature.chunk(2)
-            distances = pair_distance(f1, f2, self.config.distance)
-            reduction = "sum" if self.config.distance == "paper" else "mean"
-            contrastive, active = contrastive_loss(distances, same, self.config.margin, reduction)
-            loss = loss + self.config.weight * contrastive
-            parts |= {"contrastive": contrastive.detach(), "active_share": active}
-            parts["distance"] = distances.detach().mean()
+            side = {name.removeprefix("side."): v for name, v in features.items()}
+            term, figures = label_term(self.config, feature, side, classes, same)
+            loss = loss + self.config.weight * term
+            parts |= figures
         return loss, parts
+
+    def _weight(self, t: torch.Tensor) -> torch.Tensor | None:
+        if self.weights is None:
+            return None
+        self.weights = self.weights.to(t.device)
+        return self.weights[t]

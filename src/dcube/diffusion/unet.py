@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dcube.config import UNetConfig
+from dcube.diffusion.attention import attend
 from dcube.diffusion.backbone import Denoiser, timestep_embedding
 
 
@@ -33,6 +34,8 @@ class Residual(nn.Module):
 class MapAttention(nn.Module):
     """Self-attention over the positions of a map, added back; starts at zero."""
 
+    attention_kind = "auto"
+
     def __init__(self, width: int, groups: int, head_width: int = 32) -> None:
         super().__init__()
         self.heads = next(heads for heads in range(max(1, width // head_width), 0, -1) if width % heads == 0)
@@ -42,15 +45,14 @@ class MapAttention(nn.Module):
         nn.init.zeros_(self.proj.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, C, H, W = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)                                      # [B, L, C]
-        q, k, v = self.qkv(tokens).view(B, H * W, 3, self.heads, -1).permute(2, 0, 3, 1, 4)   # [B, heads, L, d]
-        tokens = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(B, H * W, C)
-        return x + self.proj(tokens).transpose(1, 2).view(B, C, H, W)  # type: ignore[no-any-return]
+        tokens = attend(self.qkv(tokens), self.heads, self.attention_kind)
+        return x + self.proj(tokens).transpose(1, 2).view(x.shape)  # type: ignore[no-any-return]
 
 
 class UNet(Denoiser):
-    """One residual layer per level and direction, attention in the middle block.
+    """`layers` residual layers per level and direction, attention in the middle block and, at the levels of
+    `attention`, after every residual layer.
 
     Blocks, in order: down1 .. downN, mid, upN .. up1; downI and upI have widths[I-1] channels at
     1 / 2^(I-1) of the (un-shuffled) image size. Skips join downI to upI.
@@ -78,6 +80,15 @@ class UNet(Denoiser):
         self.mid2 = layer(widths[-1], widths[-1])
         self.up = nn.ModuleList(layer(2 * w, w) for w in reversed(widths))
         self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in reversed(wider[1:]))
+        self.more = nn.ModuleDict()  # what follows the first layer of a block, in turn
+        for name in (n for n in self.blocks if n != self.middle):
+            level = int(name.lstrip("downup"))
+            w, attends = widths[level - 1], level in config.attention
+            parts: list[nn.Module] = [MapAttention(w, groups)] if attends else []
+            for _ in range(config.layers - 1):
+                parts += [layer(w, w), *([MapAttention(w, groups)] if attends else [])]
+            if parts:
+                self.more[name] = nn.ModuleList(parts)
         self.norm = nn.GroupNorm(groups, widths[0])
         self.final = nn.Conv2d(widths[0], channels * config.patch**2, 3, padding=1)
         nn.init.zeros_(self.final.weight)
@@ -90,6 +101,7 @@ class UNet(Denoiser):
         skips: list[torch.Tensor] = []
         for i, layer in enumerate(self.down):
             x = layer(self.shrink[i - 1](x) if i else x, condition)           # [B, wi, H / 2^i, W / 2^i]
+            x = self._go_on(f"down{i + 1}", x, condition)
             skips.append(x)
             yield f"down{i + 1}", x
         x = self.mid2(self.attention(self.mid1(x, condition)), condition)
@@ -98,6 +110,16 @@ class UNet(Denoiser):
             if i:
                 x = self.grow[i - 1](F.interpolate(x, scale_factor=2.0))
             x = layer(torch.cat([x, skips.pop()], dim=1), condition)          # [B, wi, H / 2^i, W / 2^i]
-            yield f"up{len(self.up) - i}", x
+            name = f"up{len(self.up) - i}"
+            x = self._go_on(name, x, condition)
+            yield name, x
         x = self.final(F.silu(self.norm(x)))
         yield "noise", F.pixel_shuffle(x, self.patch)
+
+    def _go_on(self, block: str, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """The further layers and attention of a block."""
+        if block not in self.more:
+            return x
+        for part in self.more[block]:  # type: ignore[attr-defined]  # a list
+            x = part(x, condition) if isinstance(part, Residual) else part(x)
+        return x

@@ -1,17 +1,20 @@
 """U-ViT (Bao et al., "All are Worth Words", CVPR 2023): a ViT with long skip connections."""
 
+import math
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from dcube.config import UViTConfig
-from dcube.diffusion.backbone import Denoiser, timestep_embedding
+from dcube.diffusion.attention import attend
+from dcube.diffusion.backbone import Denoiser, Trial, timestep_embedding
 
 
 class Attention(nn.Module):
     """Multi-head self-attention."""
+
+    attention_kind = "auto"
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -20,10 +23,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        B, L, D = x.shape
-        q, k, v = self.qkv(x).view(B, L, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)  # [B, heads, L, d]
-        x = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(x.transpose(1, 2).reshape(B, L, D))  # type: ignore[no-any-return]
+        return self.proj(attend(self.qkv(x), self.heads, self.attention_kind))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):
@@ -55,11 +55,13 @@ class UViT(Denoiser):
     def __init__(self, config: UViTConfig, image_size: int, channels: int, num_classes: int) -> None:
         super().__init__(num_classes, config.width)
         half, width = config.depth // 2, config.width
-        self.patch, self.channels, self.side = config.patch, channels, image_size // config.patch
+        self.patch, self.channels, self.grid = config.patch, channels, image_size // config.patch
         self.blocks = tuple(f"block{i}" for i in range(config.depth + 1))
         self.middle = f"block{half}"
-        self.embed = nn.Conv2d(channels, width, config.patch, config.patch)
-        self.position = nn.Parameter(torch.zeros(1, 1 + self.side**2, width))
+        self.embed = _convolutional_stem(channels, width, config.patch) if config.stem == "conv" else nn.Conv2d(
+            channels, width, config.patch, config.patch
+        )
+        self.position = nn.Parameter(torch.zeros(1, 1 + self.grid**2, width))
         self.layers = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, skip=i > half) for i in range(config.depth + 1)
         )
@@ -81,13 +83,32 @@ class UViT(Denoiser):
                 skips.append(x)
             yield self.blocks[i], x
         x = self.unembed(self.norm(x))[:, 1:]                                 # [B, L, p * p * C]
-        x = x.view(len(x), self.side, self.side, self.patch, self.patch, self.channels)
+        x = x.view(len(x), self.grid, self.grid, self.patch, self.patch, self.channels)
         x = x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)           # [B, C, H, W]
         yield "noise", self.final(x)
 
+    def trials(self, x_t: torch.Tensor, t: torch.Tensor) -> dict[str, Trial]:
+        block, tokens = self.layers[len(self.layers) // 2], torch.zeros_like(self.position).repeat(len(x_t), 1, 1)
+        assert isinstance(block, Block)
+        return {"attention": (block.attention, (tokens,)), "dtype": (block, (tokens,))}
+
     def as_map(self, feature: torch.Tensor) -> torch.Tensor:
         """Patch tokens [B, 1 + L, D] as a map [B, D, h, w]."""
-        return feature[:, 1:].transpose(1, 2).unflatten(2, (self.side, self.side))
+        return feature[:, 1:].transpose(1, 2).unflatten(2, (self.grid, self.grid))
+
+
+def _convolutional_stem(channels: int, width: int, patch: int) -> nn.Sequential:
+    """[B, C, H, W] -> [B, width, H / patch, W / patch] by 3x3 convolutions of stride 2, each with norm and SiLU, that
+    double their channels, then a 1x1 convolution (Xiao et al. 2021, "Early convolutions help transformers see
+    better"; group norm where they have batch norm, since the images of a batch bear different noise).
+    """
+    halvings = patch.bit_length() - 1
+    widths = [channels, *(max(8, width >> (halvings - i)) for i in range(halvings))]
+    layers: list[nn.Module] = []
+    for inside, outside in zip(widths, widths[1:], strict=False):
+        convolution = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)
+        layers += [convolution, nn.GroupNorm(math.gcd(8, outside), outside), nn.SiLU()]
+    return nn.Sequential(*layers, nn.Conv2d(widths[-1], width, 1))
 
 
 def _initialise(module: nn.Module) -> None:

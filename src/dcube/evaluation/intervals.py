@@ -64,9 +64,9 @@ def evaluate_predictions(
         "n": len(labels),
         "groups": len({str(group) for group in groups}),
         "classes": list(classes),
-        **{name: _measure(value[name], draws[name], level) for name in METRICS},
+        **{name: measure(value[name], draws[name], level) for name in METRICS},
         "per_class": {
-            name: {part: _measure(value[part][k], draws[part][:, k], level) for part in PER_CLASS}
+            name: {part: measure(value[part][k], draws[part][:, k], level) for part in PER_CLASS}
             | {"support": int(support[k])}
             for k, name in enumerate(classes)
         },
@@ -105,7 +105,7 @@ def paired_difference(
     once = np.ones((1, len(labels)))
     value = weighted_metrics(prob_a, labels, once)[metric] - weighted_metrics(prob_b, labels, once)[metric]
     draws = [_resampled(p, labels, groups, bootstrap, seed)[metric] for p in (prob_a, prob_b)]
-    return _measure(value[0], draws[0] - draws[1], level)
+    return measure(value[0], draws[0] - draws[1], level)
 
 
 def without_classes(
@@ -146,7 +146,8 @@ def _resampled(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _measure(value: float, draws: Floats, level: float) -> dict[str, float | None]:
+def measure(value: float, draws: Floats, level: float) -> dict[str, float | None]:
+    """{"value", "low", "high"}: the percentile interval of resampled values, widened to hold the value."""
     draws = draws[~np.isnan(draws)]
     if np.isnan(value) or not len(draws):
         return {"value": None if np.isnan(value) else float(value), "low": None, "high": None}

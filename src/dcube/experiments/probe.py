@@ -21,6 +21,7 @@ from dcube.features.subnet import SubNetwork
 from dcube.files import write_json, write_text
 from dcube.progress import progress
 from dcube.training.order import key
+from dcube.training.runtime import pick_device
 
 CHUNK = 32  # images per forward
 PIXELS = 32  # side of the raw pixels
@@ -34,16 +35,17 @@ def probe(
     """Probe every block at every timestep; leaves probe.csv and probe.json in `directory`.
 
     A probe is PCA (256) and balanced logistic regression on the block's map, fitted on the training split with C
-    tuned inside it, and measured on `split`. Models: `trained`, `untrained` (the same network before training),
-    `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`. Each row: model, block,
-    timestep, macro_f1 and accuracy with intervals, and `over_untrained`, the paired difference of macro-F1 to the
-    untrained network at the same block and timestep. With the run's `selection`, the result also says whether
-    less Gaussian blocks have better features (`gaussianity`). Returns what probe.json holds.
+    tuned inside it, and measured on `split`. Models: `trained`, `untrained` (the same network as the seed initialises
+    it), `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`. Each row: model, block,
+    timestep, macro_f1 and accuracy with intervals; for the trained network also the paired differences of macro-F1
+    `over_untrained` (the untrained network at the same block and timestep), `over_pixels` and `over_cnn`. With the
+    run's `selection`, the result also says whether less Gaussian blocks have better features (`gaussianity`). Returns
+    what probe.json holds.
     """
     train, asked = data.indices("train"), data.indices(split)
     both, groups = np.concatenate([train, asked]), np.array(data.groups)
     labels = data.labels[asked]
-    cnn = _cnn_features(data, settings, both)
+    cnn = cnn_features(data, settings, both)
     held: dict[tuple[str, str, int | None], np.ndarray] = {}
     rows: list[dict[str, Any]] = []
     total = 2 + 4 * len(diffusion.model.blocks) * len(timesteps)
@@ -60,11 +62,9 @@ def probe(
             )  # fmt: skip
             row: dict[str, Any] = {"model": model, "block": block, "timestep": t}
             row |= {name: measured[name] for name in ("macro_f1", "accuracy")}
-            plain = held.get((model.replace("trained", "untrained", 1), block, t))
-            if model.startswith("trained") and plain is not None:
-                row["over_untrained"] = paired_difference(
-                    probabilities, plain, labels, groups[asked], seed=settings.seed
-                )
+            if model.startswith("trained"):
+                for name, other in _others(settings, model, block, t).items():
+                    row[name] = paired_difference(probabilities, held[other], labels, groups[asked], seed=settings.seed)
             rows.append(row)
             advance(len(rows), f"{model} {block} {measured['macro_f1']['value']:.3f}")
     write_text(directory / "probe.csv", _table(rows))
@@ -134,17 +134,29 @@ def _block_features(
 
 
 @torch.inference_mode()
-def _cnn_features(data: ImageData, settings: Experiment, rows: np.ndarray) -> np.ndarray:
+def cnn_features(data: ImageData, settings: Experiment, rows: np.ndarray) -> np.ndarray:
     """[n, d] float32: the pooled last map of the recipe's CNN, not fine-tuned."""
     config = settings.classifier
-    network = SubNetwork(config.cnn, config.cnn_weights, config.cnn_size).eval()
-    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-    return np.concatenate([network(data.images(c, config.cnn_size)).mean((2, 3)).numpy() for c in chunks])
+    device = pick_device(settings.runtime.device)
+    network = SubNetwork(config.cnn, config.cnn_weights, config.cnn_size).eval().to(device)
+    chunks = (data.images(rows[at : at + CHUNK], config.cnn_size).to(device) for at in range(0, len(rows), CHUNK))
+    return np.concatenate([network(images).mean((2, 3)).cpu().numpy() for images in chunks])
+
+
+def _others(
+    settings: Experiment, model: str, block: str, t: int | None
+) -> dict[str, tuple[str, str, int | None]]:
+    """What a probe of the trained network is compared with: name of the difference -> model, block, timestep."""
+    return {
+        "over_untrained": (model.replace("trained", "untrained", 1), block, t),
+        "over_pixels": ("pixels", f"{PIXELS}x{PIXELS}", None),
+        "over_cnn": ("cnn", settings.classifier.cnn, None),
+    }
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
     """CSV: a figure, its low and high in columns of their own; empty where there is none."""
-    figures = ("macro_f1", "accuracy", "over_untrained")
+    figures = ("macro_f1", "accuracy", "over_untrained", "over_pixels", "over_cnn")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["model", "block", "timestep", *(f"{f}{end}" for f in figures for end in ("", "_low", "_high"))])

@@ -10,11 +10,15 @@ from dcube.config import FeaturesConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
 from dcube.errors import InputError
+from dcube.evaluation.linear import tuned_probe
+from dcube.features.frozen import FrozenFeatures
 from dcube.features.gaussianity import Reading, gaussianity
 from dcube.features.taps import block_maps
 from dcube.training.order import numpy_rng
 
 CHUNK = 32  # images per forward
+PROBE_IMAGES = 2000  # training images of select="probe" at most
+PROBE_RASTER = 8  # side of the map that a probe flattens
 
 
 class GaussianitySelector:
@@ -23,7 +27,8 @@ class GaussianitySelector:
     A scikit-learn-like selector: `GaussianitySelector(alpha=0.05).fit(features).selected_`.
     After `fit`: `results_` (one dict per block: index, name, n, D, p, p_lilliefors, rank; rank 1 is the least
     Gaussian by sqrt(n) * D, since D under the null falls with sqrt(n)), `selected_` (indices, ascending), `rule_`.
-    `select="most_gaussian"` takes the `top_k` most Gaussian ones (table VI, "worst selection").
+    `select="most_gaussian"` takes the `top_k` most Gaussian ones (table VI, "worst selection"); any other value is the
+    criterion of eq. 6.
     """
 
     def __init__(
@@ -58,14 +63,48 @@ class GaussianitySelector:
 
 
 def select_blocks(diffusion: Diffusion, data: ImageData, config: FeaturesConfig, seed: int) -> dict[str, Any]:
-    """Figure 2 for this model: test every block on training images, x_0 with one t. Returns `selection.json`."""
+    """Figure 2 for this model: test every block on training images, x_0 with one t. Returns `selection.json`.
+
+    With select="probe" the `top_k` blocks are those whose linear probes are best by folds inside the training split;
+    the test is made all the same, and stands beside the probes.
+    """
     features = sample_features(diffusion, data, config, seed)
     selector = GaussianitySelector(config.alpha, config.top_k, config.reading, config.select, config.blocks)
     selector.fit(features)
+    if config.select == "probe" and config.blocks is None:
+        scores = [probe_score(diffusion, data, config, i, config.timestep, seed) for i in range(len(features))]
+        for block, score in zip(selector.results_, scores, strict=True):
+            block["probe"] = score
+        best = np.argsort([-score for score in scores], kind="stable")[: config.top_k]
+        selector.rule_, selector.selected_ = "best probe inside train", sorted(best.tolist())
     return {
         "reading": config.reading, "timestep": config.timestep, "images": len(next(iter(features.values()))),
         "alpha": config.alpha, "rule": selector.rule_, "selected": selector.selected_, "blocks": selector.results_,
     }  # fmt: skip
+
+
+def probe_score(
+    diffusion: Diffusion, data: ImageData, config: FeaturesConfig, block: int, timestep: int, seed: int
+) -> float:
+    """Macro-F1 of a block's linear probe by group-wise folds inside the training split."""
+    rows = np.sort(numpy_rng(seed, "probe").permutation(data.indices("train"))[:PROBE_IMAGES])
+    features = flat_features(diffusion, data, config.input, block, timestep, rows)
+    labels, groups = data.labels[rows], np.array(data.groups)[rows]
+    return tuned_probe(features, labels, groups, features[:1], classes=len(data.classes), seed=seed)[1]
+
+
+def flat_features(
+    diffusion: Diffusion, data: ImageData, mode: str, block: int, timestep: int, rows: np.ndarray,
+    raster: int = PROBE_RASTER,
+) -> np.ndarray:  # fmt: skip
+    """[n, d] float32: a block's map of rows of the store, averaged down to at most the raster, flattened."""
+    frozen = FrozenFeatures(diffusion, [block], mode, raster)
+    parts = []
+    for start in range(0, len(rows), CHUNK):
+        images = data.images(rows[start : start + CHUNK], diffusion.config.image_size).to(diffusion.device)
+        t = torch.full((len(images),), timestep, device=diffusion.device)
+        parts.append(frozen(images, t)[0].flatten(1).float().cpu().numpy())
+    return np.concatenate(parts)
 
 
 def sample_features(

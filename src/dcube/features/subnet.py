@@ -1,6 +1,8 @@
 """The sub-feature network f_sub: an ImageNet CNN of timm, weights by name, by file or from an offline package."""
 
+import contextlib
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -110,17 +112,28 @@ def _offline_model() -> Any:
     return model
 
 
-def _model_from_file(name: str, path: Path, size: int) -> nn.Module:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a weights file (.safetensors, or .pth read with weights_only, bare or under "state_dict"); InputError
+    where there is none or where it cannot be read safely."""
     from safetensors.torch import load_file
 
     if not path.is_file():
         raise InputError(f"classifier.cnn_weights: there is no file '{path}' (or use auto, offline, hub, none).")
-    model = _build(name, size, pretrained=False)
     try:
         held: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"The weights file '{path}' cannot be read safely ({type(error).__name__}).") from error
-    tensors = held.get("state_dict", held) if isinstance(held, dict) else {}
+    return held.get("state_dict", held) if isinstance(held, dict) else {}
+
+
+def _model_from_file(name: str, path: Path, size: int) -> nn.Module:
+    """timm's own conversion runs where it has one: it resizes the position table of another input size."""
+    tensors = read_tensors(path)
+    model = _build(name, size, pretrained=False)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None and all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        with contextlib.suppress(AttributeError, IndexError, KeyError, RuntimeError, ValueError):  # told below
+            tensors = convert(tensors, model)
     wanted = model.state_dict()
     missing = [key for key in wanted if getattr(tensors.get(key), "shape", None) != wanted[key].shape]
     if missing:

@@ -18,6 +18,8 @@ def block_maps(
     feeds x_0 with t, "noised" x_t with t (the noise is a fixed function of t, so that an image's features do
     not depend on its neighbours), "clean_t0" x_0 with t = 0.
     """
+    if not blocks:  # a classifier without step 1
+        return []
     x = images * 2 - 1
     if mode == "clean_t0":
         t = torch.zeros_like(t)

@@ -1,6 +1,7 @@
 """Figures as SVG text: the same input gives the same bytes. Text stays text, colours come from one small palette."""
 
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ def selection_figure(selection: Mapping[str, Any]) -> str:
         axes.set_xlabel("block")
         axes.set_ylabel("p (small: far from Gaussian)")
 
-    return _svg(draw, 7.4, 2.9)
+    return svg_text(draw, 7.4, 2.9)
 
 
 def loss_curves(rows: Sequence[Row]) -> str:
@@ -99,7 +100,7 @@ def loss_curves(rows: Sequence[Row]) -> str:
         for axes in figure.axes[max(0, len(panels) - columns) : len(panels)]:  # the lowest of each column
             axes.set_xlabel("step")
 
-    return _svg(draw, 7.4, 1.75 * lines + 0.3)
+    return svg_text(draw, 7.4, 1.75 * lines + 0.3)
 
 
 def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
@@ -131,7 +132,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
         axes.spines[:].set_visible(False)
 
     side = 0.75 * len(classes)
-    return _svg(draw, side + 1.3, 0.7 * side + 0.9)
+    return svg_text(draw, side + 1.3, 0.7 * side + 0.9)
 
 
 def reliability_figure(points: Mapping[str, Sequence[float]]) -> str:
@@ -148,7 +149,7 @@ def reliability_figure(points: Mapping[str, Sequence[float]]) -> str:
         axes.set_xlabel("confidence")
         axes.set_ylabel("share that is right")
 
-    return _svg(draw, 3.4, 3.0)
+    return svg_text(draw, 3.4, 3.0)
 
 
 def interval_figure(rows: Sequence[tuple[str, Row]], label: str) -> str:
@@ -174,7 +175,7 @@ def interval_figure(rows: Sequence[tuple[str, Row]], label: str) -> str:
         axes.grid(axis="x", color=RULE, linewidth=0.6)
         axes.set_axisbelow(True)
 
-    return _svg(draw, 7.4, 0.55 * len(shown) + 0.75)
+    return svg_text(draw, 7.4, 0.55 * len(shown) + 0.75)
 
 
 def probe_figure(rows: Sequence[Row]) -> str:
@@ -205,7 +206,29 @@ def probe_figure(rows: Sequence[Row]) -> str:
         axes.set_ylabel("macro-F1 of the probe")
         axes.legend(loc="lower right")
 
-    return _svg(draw, 7.4, 3.2)
+    return svg_text(draw, 7.4, 3.2)
+
+
+def live_probe_figure(rows: Sequence[Row]) -> str:
+    """Macro-F1 of the probes during step 1 over the steps, a curve with its interval per block. rows: those of
+    `log.jsonl` whose event is "probe". Returns SVG text.
+    """
+    names = list(dict.fromkeys(name for row in rows for name in row["blocks"]))
+    styles = [(ACCENT, "-"), (SECOND, "-"), (MUTED, "-"), (ACCENT, ":"), (SECOND, ":"), (MUTED, ":")]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        for name, (colour, line) in zip(names, itertools.cycle(styles)):  # noqa: B905 - styles come round again
+            points = [(row["step"], row["blocks"][name]["macro_f1"]) for row in rows if name in row["blocks"]]
+            steps = [step for step, _ in points]
+            ends = [[np.nan if f[end] is None else f[end] for _, f in points] for end in ("low", "high")]
+            axes.fill_between(steps, *ends, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(steps, [f["value"] for _, f in points], line, color=colour, lw=1.4, marker="o", ms=3, label=name)
+        axes.set_xlabel("step")
+        axes.set_ylabel("macro-F1 of the probe")
+        axes.legend(loc="lower right")
+
+    return svg_text(draw, 7.4, 2.9)
 
 
 def themed(svg: str, name: str) -> str:
@@ -220,7 +243,7 @@ def themed(svg: str, name: str) -> str:
     return re.sub(r'<svg (.*?)width="[^"]*"', r"<svg \1", re.sub(r'(<svg .*?)height="[^"]*" ', r"\1", svg, count=1))
 
 
-def _svg(draw: Any, width: float, height: float) -> str:
+def svg_text(draw: Any, width: float, height: float) -> str:
     """Draw into a figure of this size in inches and return it as SVG without date or links to its maker."""
     import matplotlib
     from matplotlib.figure import Figure

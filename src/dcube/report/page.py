@@ -54,6 +54,7 @@ def render(records: RunRecords) -> str:
 
 def _context(records: RunRecords) -> dict[str, Any]:
     metrics, selection = records.metrics, records.selection
+    pretraining = "sets" in (records.data or {})
     if metrics:
         metrics = {"floors": {}, "groups_per_class": {}, "bootstrap": {"resamples": 0, "level": 0.95}} | metrics
     return {
@@ -63,7 +64,8 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "data_name": (records.data or {}).get("name"),
         "split": SPLIT_NAMES.get(metrics["split"], metrics["split"]) if metrics else "",
         "warnings": run_warnings(metrics, selection, records.data),
-        "trained": _trained(records.experiment),
+        "trained": _trained(records.experiment, pretraining),
+        "pretraining": pretraining,
         "splits": split_table(records.split_rows) if records.split_rows else None,
         "split_names": SPLIT_NAMES,
         "broken": (records.data or {}).get("broken"),
@@ -74,10 +76,10 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "restricted": _restricted(metrics),
         "mistakes": worst_mistakes(records.predictions),
         "predictions": len(records.predictions),
-        "curves": [_curves(stage, title, records.logs[stage]) for stage, title in STAGES.items()],
+        "curves": [_curves(stage, STAGES[stage], records.logs[stage]) for stage in list(STAGES)[: 2 - pretraining]],
         "selection": selection,
         "samples": _inline(records.samples),
-        "sample_rows": sorted({row["label"] for row in records.split_rows}),
+        "sample_rows": [] if pretraining else sorted({row["label"] for row in records.split_rows}),
         "experiment_text": records.experiment_text,
         "environment": _flat(records.environment or {}),
         "figures": _figures(records, metrics),
@@ -111,7 +113,7 @@ def _figure(draw: Callable[..., str], name: str, *arguments: Any) -> Any:
 
 def _curves(stage: str, title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     training = [row for row in rows if "event" not in row]
-    curves: dict[str, Any] = {"title": title, "stage": stage, "figure": None}
+    curves: dict[str, Any] = {"title": title, "stage": stage, "figure": None, "probe": None}
     if training:
         last = training[-1]
         curves["figure"] = _figure(figures.loss_curves, f"loss-{stage}", rows)
@@ -120,21 +122,27 @@ def _curves(stage: str, title: str, rows: Sequence[Mapping[str, Any]]) -> dict[s
             curves["length"] += f", {last['epoch']:.1f} epochs"
         if last.get("seconds") is not None:
             curves["length"] += f", {_duration(last['seconds'])}"
+    if probes := [row for row in rows if row.get("event") == "probe"]:
+        curves |= {"probe": _figure(figures.live_probe_figure, f"probe-{stage}", probes), "last_probe": probes[-1]}
     return curves
 
 
-def _trained(experiment: Mapping[str, Any] | None) -> list[tuple[str, str]] | None:
+def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tuple[str, str]] | None:
     """What was trained, in a few lines a person understands; None without settings."""
     if not experiment:
         return None
     step_1, step_2 = experiment["diffusion"], experiment["classifier"]
     backbone = {"uvit": "U-ViT", "unet": "convolutional U-Net"}.get(step_1["backbone"], step_1["backbone"])
-    return [
+    kind = "diffusion model without labels" if pretraining else "class-conditional diffusion model"
+    lines = [
         ("Recipe", f"{experiment['recipe']}, seed {experiment['seed']}"),
-        (
-            "Step 1",
-            f"class-conditional diffusion model: {backbone}, {step_1['image_size']} px, {_length(step_1, 'pairs')}",
-        ),
+        ("Step 1", f"{kind}: {backbone}, {step_1['image_size']} px, {_length(step_1, 'pairs')}"),
+    ]
+    if step_1.get("init"):
+        lines.append(("Begun with", str(step_1["init"])))
+    if pretraining:
+        return lines
+    return lines + [
         (
             "Contrastive term",
             f"weight {step_1['contrastive']['weight']:g}, distance {step_1['contrastive']['distance']},"

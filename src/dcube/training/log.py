@@ -9,11 +9,15 @@ from dcube.files import write_text
 
 
 class Log:
-    """JSON lines at `path`. Opening it for a resume at `step` drops what came after that step."""
+    """JSON lines at `path`. Opening it for a resume at `step` drops what came after that step.
+
+    `seconds`: training time up to there, over all sittings.
+    """
 
     def __init__(self, path: Path, step: int = 0) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [row for row in read_log(path) if row["step"] <= step] if step else []
+        self.seconds: float = max((row.get("seconds", 0.0) for row in kept), default=0.0)
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - lives as long as the training
         self._board = _tensorboard(path.parent / "tensorboard", step)

@@ -15,7 +15,9 @@ from dcube.config import OptimizerConfig, RuntimeConfig
 from dcube.errors import DCubeError
 from dcube.files import read_json, write_json
 from dcube.progress import progress
+from dcube.training.clock import Clock, Looks, Watch
 from dcube.training.ema import EMA
+from dcube.training.fastest import Trial, set_attention
 from dcube.training.log import Log
 from dcube.training.order import key
 from dcube.training.runtime import Runtime, memory_advice
@@ -48,26 +50,29 @@ class Task:
     steps_per_epoch: float
     learning_rates: Callable[[nn.Module], list[dict[str, Any]]] | None = None  # parameter groups; None: one
     hooks: list[Hook] = field(default_factory=list)
+    watch: Watch | None = None
     memory_settings: str = "the batch size"
+    trials: Callable[[], dict[str, Trial]] | None = None  # what tells the model's speed; None: the hardware's dtype
 
 
 @dataclass
 class Trained:
-    """The result: EMA weights, how far the training came, and what the hooks kept."""
+    """The result: EMA weights, how far the training came, what the hooks kept, and the seconds that looks took."""
 
     model: nn.Module
     step: int
     finished: bool
     extra: dict[str, Any]
+    paused: float = 0.0
 
 
 def train(
     task: Task, config: OptimizerConfig, steps: int, seed: int, directory: Path, settings: RuntimeConfig,
     deadline: float | None = None,
 ) -> Trained:  # fmt: skip
-    """Train to `steps`, or to the step boundary at which time.monotonic() passes `deadline`; resume where a
-    checkpoint lies in `directory`. An interrupted training, continued, equals an uninterrupted one bit for bit
-    on a CPU: batches, random numbers, rates and EMA are functions of the step.
+    """Train to `steps`, or to the step boundary at which time.monotonic() passes `deadline` (`task.watch` not
+    counted); resume where a checkpoint lies in `directory`. An interrupted training, continued, equals an
+    uninterrupted one bit for bit on a CPU: batches, random numbers, rates and EMA are functions of the step.
     """
     runtime = Runtime(settings, config.dtype)
     if runtime.is_main:
@@ -79,30 +84,26 @@ def train(
     log = Log(directory / "log.jsonl", state.step) if runtime.is_main else None
     if not resumed and runtime.is_main:
         state.save(directory / "checkpoint")
-    _keep_dtype(runtime, config.dtype, directory)
+    keep_choice(runtime, task, log, directory)
     buffer: list[tuple[int, Parts]] = []
-    started = saved = time.monotonic()
+    saved = time.monotonic()
+    clock = Clock(log.seconds if log else 0.0, deadline)
+    look = Looks(task.watch, clock, log, state)
 
     def report() -> dict[str, Any]:
         row = _flush(buffer, task.name, directory) | {"lr": learning_rate(config, state.step - 1, steps)}
-        row |= {"epoch": state.step / task.steps_per_epoch, "seconds": round(time.monotonic() - started, 3)}
+        row |= {"epoch": state.step / task.steps_per_epoch, "seconds": round(clock.seconds, 3)}
         if log:
             log.write(row)
         return row
 
     with progress(task.name, steps, state.step) as advance, memory_advice(task.memory_settings):
-        for batch in _ahead(task.batch, state.step, steps):
-            out_of_time = deadline is not None and time.monotonic() > deadline
-            if runtime.any_process(out_of_time):
+        look()
+        for batch in _ahead(lambda step: runtime.pin(task.batch(step)), state.step, steps):
+            if runtime.any_process(clock.is_over):
                 break
-            torch.manual_seed(key(seed, task.name, "step", state.step))  # dropout and the like
-            with runtime.autocast():
-                loss, parts = task.loss(model, runtime.share(batch), state.step)
-            runtime.backward(loss)
-            norm = _update(state, config, steps)
-
-            state.step += 1
-            buffer.append((state.step, {"loss": loss.detach(), **parts, "grad_norm": norm}))
+            parts = train_step(task, runtime, model, state, batch, config, steps, seed)
+            buffer.append((state.step, parts))
             due = [hook for hook in task.hooks if state.step % hook.every == 0 or state.step == steps]
             save = time.monotonic() - saved > settings.checkpoint_seconds or state.step == steps
             if len(buffer) == LOG_EVERY or due or save:
@@ -111,16 +112,32 @@ def train(
                 event = hook.run(state.step, state.ema.model, state.extra)
                 if event and log:
                     log.write({"step": state.step, **event})
+            look()
             if save and runtime.is_main:
                 state.save(directory / "checkpoint")
                 saved = time.monotonic()
-    if buffer:
-        report()
+        if buffer:
+            report()
+        look(over=True)
     if log:
         state.save(directory / "checkpoint")
         log.close()
     runtime.wait()
-    return Trained(state.ema.model, state.step, state.step >= steps, state.extra)
+    return Trained(state.ema.model, state.step, state.step >= steps, state.extra, clock.paused)
+
+
+def train_step(
+    task: Task, runtime: Runtime, model: nn.Module, state: TrainState, batch: Batch,
+    config: OptimizerConfig, steps: int, seed: int,
+) -> Parts:  # fmt: skip
+    """One step of the loop: forward, backward, optimiser, EMA; `state.step` moves on. Returns the scalars to log."""
+    torch.manual_seed(key(seed, task.name, "step", state.step))  # dropout and the like
+    with runtime.autocast():
+        loss, parts = task.loss(model, runtime.share(batch), state.step)
+    runtime.backward(loss)
+    norm = _update(state, config, steps)
+    state.step += 1
+    return {"loss": loss.detach(), **parts, "grad_norm": norm}
 
 
 def _update(state: TrainState, config: OptimizerConfig, steps: int) -> torch.Tensor:
@@ -144,7 +161,7 @@ def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
         groups.append({"params": [p for p in trainable if p.ndim > 1], "scale": scale})
         groups.append({"params": [p for p in trainable if p.ndim <= 1], "scale": scale, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -191,10 +208,20 @@ def _clear(directory: Path) -> None:
         left_over.unlink()
 
 
-def _keep_dtype(runtime: Runtime, chosen: str, directory: Path) -> None:
-    """A training keeps the dtype it began with, also when it is continued on another machine."""
+def keep_choice(runtime: Runtime, task: Task, log: Log | None, directory: Path) -> None:
+    """A training keeps the dtype and the attention it began with, also when it is continued on another machine."""
     file = directory / "runtime.json"
-    if chosen == "auto" and file.exists():
-        runtime.dtype = getattr(torch, read_json(file)["dtype"])
-    elif runtime.is_main:
-        write_json(file, {"dtype": str(runtime.dtype).removeprefix("torch."), "device": str(runtime.device)})
+    begun = read_json(file) if file.exists() else None
+    if begun:
+        runtime.keep(begun["dtype"], begun.get("attention", "sdpa"))
+    elif task.trials:
+        runtime.choose(task.trials)
+    set_attention(task.model, runtime.attention)
+    dtype = str(runtime.dtype).removeprefix("torch.")
+    held = {"dtype": dtype, "attention": runtime.attention, "device": str(runtime.device)}
+    if begun and (dtype, runtime.attention) == (begun["dtype"], begun.get("attention", "sdpa")):
+        return
+    if log:
+        write_json(file, {**held, "milliseconds": runtime.milliseconds})
+        if runtime.milliseconds:
+            log.write({"step": 0, "event": "runtime", **held})

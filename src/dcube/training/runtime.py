@@ -1,7 +1,7 @@
 """Device, precision and processes: the only file that knows Accelerate."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from torch import nn
 
 from dcube.config import RuntimeConfig
 from dcube.errors import InputError
+from dcube.training.fastest import Trial, fastest
+from dcube.training.memory import keep_memory
 
 
 class Runtime:
@@ -21,8 +23,12 @@ class Runtime:
         use_threads(config)
         self.accelerator = Accelerator(cpu=config.device == "cpu")
         self.device: torch.device = self.accelerator.device
-        named = {"bf16": torch.bfloat16, "fp32": torch.float32}
-        self.dtype = named.get(dtype) or fast_dtype(self.device)
+        if self.device.type == "cpu":
+            keep_memory()
+        self.dtype = named_dtype(dtype, self.device)
+        self.attention: str = "sdpa" if config.attention == "auto" else config.attention
+        self.milliseconds: dict[str, float] | None = None  # of the trial that chose them, where there was one
+        self._open = dtype == "auto", config.attention == "auto"  # what a trial may choose
 
     @property
     def is_main(self) -> bool:
@@ -35,6 +41,27 @@ class Runtime:
         prepared: nn.Module = self.accelerator.prepare_model(model)
         return prepared
 
+    def choose(self, trials: Callable[[], dict[str, Trial]]) -> None:
+        """Where a setting is auto on a CPU: dtype and attention by a trial of a second (training/fastest.py). A GPU
+        keeps the hardware's own: it has the fused kernels.
+        """
+        if self.device.type != "cpu" or not any(self._open) or fast_dtype(self.device) == torch.float32:
+            return
+        if self.is_main:
+            dtypes = [torch.bfloat16, torch.float32] if self._open[0] else [self.dtype]
+            kinds: list[str] = ["sdpa", "explicit"] if self._open[1] else [self.attention]
+            found = fastest(trials(), dtypes, kinds)
+            self.dtype, self.attention, self.milliseconds = found.dtype, found.attention, found.milliseconds
+        self.dtype = torch.bfloat16 if self.any_process(self.dtype == torch.bfloat16) else torch.float32
+        self.attention = "explicit" if self.any_process(self.attention == "explicit") else "sdpa"
+
+    def keep(self, dtype: str, attention: str) -> None:
+        """Take what a training began with, for the settings that are auto."""
+        if self._open[0]:
+            self.dtype = getattr(torch, dtype)
+        if self._open[1]:
+            self.attention = attention
+
     def share(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This process's part of a global batch (split along the first axis), on its device."""
         count, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -42,6 +69,12 @@ class Runtime:
             name: v[len(v) * rank // count : len(v) * (rank + 1) // count].to(self.device, non_blocking=True)
             for name, v in batch.items()
         }
+
+    def pin(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The batch in page-locked memory, from where a GPU fetches it while it computes; unchanged without CUDA."""
+        if self.device.type != "cuda":
+            return batch
+        return {name: v if v.is_cuda else v.pin_memory() for name, v in batch.items()}
 
     def any_process(self, flag: bool) -> bool:
         """True everywhere when the main process says so (stopping must be unanimous)."""
@@ -53,9 +86,7 @@ class Runtime:
 
     def autocast(self) -> Any:
         """Context of the forward pass."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return autocast(self.device, self.dtype)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward pass (gradients averaged over the processes)."""
@@ -94,17 +125,29 @@ def pick_device(device: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def precision(device: torch.device, dtype: torch.dtype) -> Any:
+    """Context in which a model multiplies in `dtype`, whatever the precision around it."""
+    low = dtype in (torch.bfloat16, torch.float16)
+    return torch.autocast(device.type, dtype=dtype if low else torch.bfloat16, enabled=low)
+
+
 def full_precision(x: torch.Tensor) -> torch.Tensor:
     """x in float32, where losses and probabilities are formed also under bf16; float64 stays what it is."""
     return x if x.dtype == torch.float64 else x.float()
 
 
-def fast_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it natively, else fp32.
+def autocast(device: torch.device, dtype: torch.dtype) -> Any:
+    """Context of a forward pass in `dtype`."""
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
-    Asked of the hardware, not timed: a timing can come out differently on a busy machine, and then two runs
-    with one seed would differ.
-    """
+
+def named_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of the settings' fp32, bf16 and auto."""
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}.get(name) or fast_dtype(device)
+
+
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it natively, else fp32: the default that a trial must clearly beat."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":

@@ -1,0 +1,68 @@
+"""Write the tables of docs/performance.md from results/speed/*.json: no number there is typed by hand.
+
+python -m benchmarks.page            rewrite them
+python -m benchmarks.page --check    exit 1 where they are out of date
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks import changes, run, scaling
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "speed"
+KINDS: dict[str, Any] = {"cases": run, "changes": changes, "rows": scaling}  # what a file holds, and who wrote it
+BEGIN, END = "<!-- figures: python -m benchmarks.page -->", "<!-- end of figures -->"
+
+
+def table(found: dict[str, Any]) -> str:
+    """The machine and the Markdown table of one file."""
+    kind, module = next((kind, module) for kind, module in KINDS.items() if kind in found)
+    rows = [module.COLUMNS, *map(module.cells, found[kind])]
+    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
+    return "\n".join([machine(found["machine"]), "", head, "| --- " * len(rows[0]) + "|", *body, *notes(found)])
+
+
+def machine(facts: dict[str, Any]) -> str:
+    """One sentence."""
+    cores = f"{facts['cores']} cores, {facts['threads']} threads"
+    where = f"{facts['gpu']}, host {facts['cpu']}" if facts["gpu"] else f"{facts['cpu']}, {cores}"
+    rates = "; ".join(
+        f"{size}: " + ", ".join(f"{dtype} {rate:g}" for dtype, rate in found.items())
+        for size, found in facts.get("matrix_gflops", {}).items()
+    )
+    measured = f" Matrix rate at the models' shapes, GFLOP/s: {rates}." if rates else ""
+    return f"{where}, torch {facts['torch']}.{measured}"
+
+
+def notes(found: dict[str, Any]) -> list[str]:
+    """What must be known of the cases, each remark once."""
+    held: dict[str, list[str]] = {}
+    for row in found.get("cases", []):
+        if row["note"]:
+            held.setdefault(row["note"], []).append(f"{row['size']} {row['name']}")
+    return ["", *(f"- {', '.join(names)}: {note}." for note, names in held.items())] if held else []
+
+
+def section(results: Path) -> str:
+    """All files, by name."""
+    parts = [f"### {file.stem}\n\n{table(json.loads(file.read_text()))}" for file in sorted(results.glob("*.json"))]
+    return "\n\n".join(parts) or "There is no measurement in results/speed/ yet."
+
+
+def main() -> None:
+    """Rewrite or check the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    fresh = f"{before}{BEGIN}\n{section(RESULTS)}\n{END}{rest.split(END)[1]}"
+    if "--check" in sys.argv:
+        if fresh != text:
+            sys.exit("docs/performance.md is out of date: run python -m benchmarks.page")
+        return
+    PAGE.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

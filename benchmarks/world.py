@@ -1,0 +1,140 @@
+"""What the cases share: images, weights, and the program's own training step."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.images import store_of
+from benchmarks.reference.denoiser import PlainDenoiser
+from benchmarks.sizes import Size
+from dcube.classifier.model import DCubeClassifier
+from dcube.config import Experiment, OptimizerConfig
+from dcube.data.dataset import ImageData
+from dcube.diffusion.backbone import Denoiser
+from dcube.diffusion.build import build_denoiser
+from dcube.diffusion.schedule import Schedule
+from dcube.diffusion.train import Diffusion
+from dcube.features.frozen import FrozenFeatures, frozen_dtype
+from dcube.training.ema import EMA
+from dcube.training.loop import Batch, Parts, Task, keep_choice, make_optimizer, train_step
+from dcube.training.order import torch_rng
+from dcube.training.runtime import Runtime
+from dcube.training.state import TrainState
+
+STEPS = 1_000_000  # of the learning rate's schedule; no case comes near
+NOISE = 0.02  # added to every weight: layers that begin at zero would hide mistakes
+
+
+class World:
+    """One size on one device. `folder` takes stores, caches and files; the caller removes it."""
+
+    def __init__(self, size: Size, device: torch.device, folder: Path, seed: int = 0, classes: int = 3) -> None:
+        self.size, self.device, self.folder, self.seed = size, device, folder, seed
+        self.experiment, self.classes = size.experiment(), classes
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The store, all of it for training."""
+        return store_of(self.folder / "store", self.size.images, self.experiment.data, self.classes)
+
+    @cached_property
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Tensors of the denoiser that both sides begin with."""
+        return {name: v.clone() for name, v in self.new_denoiser().state_dict().items()}
+
+    def new_denoiser(self) -> Denoiser:
+        """The program's denoiser, the same weights each time."""
+        torch.manual_seed(self.seed)
+        model = build_denoiser(self.experiment.diffusion, 1, self.classes)
+        perturb(model, self.seed)
+        return model
+
+    @cached_property
+    def diffusion(self) -> Diffusion:
+        """The program's frozen step 1."""
+        config = self.experiment.diffusion
+        model = self.new_denoiser().eval().requires_grad_(False).to(self.device)
+        schedule = Schedule.of(config).to(self.device)
+        return Diffusion(model, schedule, config, 1, self.data.classes)
+
+    @cached_property
+    def frozen(self) -> FrozenFeatures:
+        """The program's features of the selected blocks, in the dtype that a training takes."""
+        return self.features(frozen_dtype(self.experiment.features.dtype, self.device, self.folder))
+
+    @cached_property
+    def exact(self) -> FrozenFeatures:
+        """The same in float32, as predictions have them."""
+        return self.features(torch.float32)
+
+    def features(self, dtype: torch.dtype) -> FrozenFeatures:
+        """The program's features of the selected blocks."""
+        return FrozenFeatures(self.diffusion, list(self.size.blocks), "clean", self.experiment.classifier.grid, dtype)
+
+    def plain(self, trainable: bool = False) -> PlainDenoiser:
+        """The reference's denoiser on its own copy of the weights."""
+        weights = {name: v.to(self.device) for name, v in self.weights.items()}
+        return PlainDenoiser(weights, self.experiment.diffusion, trainable)
+
+    def new_classifier(self, experiment: Experiment) -> DCubeClassifier:
+        """CNN and head, the same weights each time."""
+        widths = [shape[0] for shape in self.exact.shapes]
+        torch.manual_seed(self.seed)
+        model = DCubeClassifier(experiment.classifier, self.classes, widths)
+        perturb(model, self.seed)
+        return model
+
+
+class Training:
+    """The program's training loop, one step per call: what `dcube.training.loop.train` does between two log rows,
+    the next batch being made by a thread meanwhile.
+    """
+
+    def __init__(self, task: Task, config: OptimizerConfig, world: World) -> None:
+        self.task, self.config, self.seed = task, config, world.seed
+        settings = world.experiment.runtime.model_copy(update={"device": world.device.type})
+        self.runtime = Runtime(settings, config.dtype)
+        self.model = self.runtime.prepare(task.model)
+        self.state = TrainState(task.model, make_optimizer(task, config), EMA(task.model, config.ema_decay))
+        keep_choice(self.runtime, task, None, world.folder)  # dtype and attention, by the trial at the start
+        self.loader = ThreadPoolExecutor(1)
+        self.batch = self._load(0)
+
+    def __call__(self) -> Parts:
+        """One step; ends when the next batch is there, so that nothing of it runs on the other side's clock."""
+        following = self.loader.submit(self._load, self.state.step + 1)
+        parts = train_step(
+            self.task, self.runtime, self.model, self.state, self.batch, self.config, STEPS, self.seed
+        )  # fmt: skip
+        self.batch = following.result()
+        return parts
+
+    def _load(self, step: int) -> Batch:
+        return self.runtime.pin(self.task.batch(step))
+
+
+def perturb(model: nn.Module, seed: int) -> None:
+    """Add noise to every parameter."""
+    generator = torch_rng(seed, "benchmark weights")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(NOISE * torch.randn(parameter.shape, generator=generator))
+
+
+def to(device: torch.device, batch: Batch) -> Batch:
+    """A batch on a device."""
+    return {name: value.to(device) for name, value in batch.items()}
+
+
+def difference(ours: Any, reference: Any) -> float:
+    """Relative L2 difference of two results: |ours - reference| / |reference|, in float64."""
+    a, b = (torch.as_tensor(v).detach().double().cpu().flatten() for v in (ours, reference))
+    scale = float(torch.linalg.vector_norm(b))
+    return float(torch.linalg.vector_norm(a - b)) / (scale if scale > 0 else math.nan)
+
+

@@ -1,0 +1,92 @@
+"""Models fitted on frozen features: a linear probe on the selected blocks, nearest neighbours on the offline CNN's."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.neighbors import KNeighborsClassifier
+
+from dcube.data.dataset import ImageData
+from dcube.evaluation.linear import linear_probe, spread
+from dcube.evaluation.metrics import Floats, Ints, macro_f1
+from dcube.features.frozen import FrozenFeatures
+from dcube.features.subnet import OFFLINE_MODEL, SubNetwork
+
+CHUNK = 32  # images per forward
+NEIGHBOURS = (1, 3, 5, 9, 15, 25)
+Features = NDArray[np.float32]
+
+
+def selected_features(
+    frozen: FrozenFeatures, data: ImageData, rows: np.ndarray, timesteps: tuple[int, ...]
+) -> list[Features]:
+    """The map of each selected block [n, d_b], flattened and averaged over the timesteps."""
+    size, chunks = frozen.diffusion.config.image_size, []
+    for start in range(0, len(rows), CHUNK):
+        images = data.images(rows[start : start + CHUNK], size).to(frozen.diffusion.device)
+        steps = [frozen(images, torch.full((len(images),), t, device=images.device)) for t in timesteps]
+        blocks = [torch.stack(maps).mean(0) for maps in zip(*steps, strict=True)]
+        chunks.append([block.flatten(1).float().cpu().numpy() for block in blocks])
+    return [np.concatenate(block) for block in zip(*chunks, strict=True)]
+
+
+def feature_probe(
+    frozen: FrozenFeatures, data: ImageData, rows: np.ndarray, timesteps: tuple[int, ...], seed: int
+) -> Floats:
+    """Probabilities [n, K] for `rows` of a linear probe on the selected features, fitted on the training split. Every
+    block counts alike: its values are scaled so that their variances over the training images sum to 1.
+    """
+    train = data.indices("train")
+    seen, asked = (selected_features(frozen, data, part, timesteps) for part in (train, rows))
+    scales = [np.sqrt(block.var(0).sum()) + 1e-12 for block in seen]
+    joined = [
+        np.concatenate([block / scale for block, scale in zip(blocks, scales, strict=True)], axis=1)
+        for blocks in (seen, asked)
+    ]
+    return linear_probe(
+        joined[0], data.labels[train], np.array(data.groups)[train], joined[1], classes=len(data.classes), seed=seed
+    )
+
+
+@torch.inference_mode()
+def cnn_features(data: ImageData, rows: np.ndarray, size: int, weights: str = "offline") -> Features:
+    """Pooled last map [n, D] of the offline CNN, not fine-tuned, at `size` px."""
+    network = SubNetwork(OFFLINE_MODEL, weights, size).eval()
+    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+    return np.concatenate([network(data.images(chunk, size)).mean((2, 3)).numpy() for chunk in chunks])
+
+
+def nearest_neighbours(
+    train: Features, labels: Ints, groups: NDArray[np.str_], features: Features, *, classes: int, seed: int = 0
+) -> Floats:
+    """Probabilities [N, K] of k nearest neighbours by cosine distance; classes count alike, whatever their number.
+
+    train: [n, d]; labels: [n]; groups: [n], kept whole where k is chosen by macro-F1 over folds of the training set.
+    features: [N, d]. A class that training lacks gets probability 0.
+    """
+    best = _tuned_neighbours(train, labels, groups, classes, seed)
+    return _votes(train, labels, features, best, classes)
+
+
+def _tuned_neighbours(train: Features, labels: Ints, groups: NDArray[np.str_], classes: int, seed: int) -> int:
+    """The k of NEIGHBOURS with the best macro-F1 over group-wise folds (ties: the smaller)."""
+    present = np.unique(labels)
+    folds = min(5, *(len(np.unique(groups[labels == k])) for k in present))
+    if folds < 2 or len(present) < 2:
+        return NEIGHBOURS[1]
+    scores = []
+    splits = list(StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(train, labels, groups))
+    for k in NEIGHBOURS:
+        predicted = np.zeros(len(labels), dtype=np.int64)
+        for seen, held_out in splits:
+            predicted[held_out] = _votes(train[seen], labels[seen], train[held_out], k, classes).argmax(1)
+        scores.append(macro_f1(labels, predicted, classes))
+    return NEIGHBOURS[int(np.argmax(scores))]
+
+
+def _votes(train: Features, labels: Ints, features: Features, k: int, classes: int) -> Floats:
+    """Shares of the k neighbours, each divided by its class's frequency in training."""
+    model = KNeighborsClassifier(min(k, len(train)), metric="cosine", algorithm="brute").fit(train, labels)
+    votes = spread(model.predict_proba(features), model.classes_, classes)
+    votes = votes / np.maximum(np.bincount(labels, minlength=classes), 1)
+    return votes / votes.sum(1, keepdims=True)

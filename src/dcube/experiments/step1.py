@@ -1,0 +1,127 @@
+"""Does step 1 earn its keep? Probes and whole pipelines by group cross-validation (`dcube reproduce step1`).
+
+For every data set, seed and fold: each arm of step 1 is trained and probed on the held-out fold, then step 2 is trained
+for every system, all with the whole training part and again with a quarter of it. The test split is never touched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcube.config import Experiment
+from dcube.data.store import Store
+from dcube.experiments.pool import run_units
+from dcube.experiments.step1_cell import (
+    Cell,
+    best_blocks,
+    classify_system,
+    diffusion_arm,
+    fold_data,
+    probe_arm,
+    reference_probes,
+)  # fmt: skip
+from dcube.settings import override
+
+TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "without eq. 4"
+ARMS: dict[str, tuple[str, ...]] = {  # step 1, as changes of the recipe
+    TRAINED: (),
+    PLAIN: ("diffusion.contrastive.weight=0",),
+    UNTRAINED: (),
+}
+SYSTEMS: dict[str, tuple[str | None, tuple[str, ...]]] = {  # step 2: which step 1 (None: none), changes of the recipe
+    "D-Cube": (TRAINED, ()),
+    "untrained step 1": (UNTRAINED, ()),
+    "no step 1": (None, ("classifier.lambda_cycle=0",)),
+    "fine-tuned CNN": (None, ("classifier.head=late", "classifier.lambda_cycle=0", "classifier.lambda_consistency=0")),
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A cell of the study, told so plainly that a process of its own can work on it."""
+
+    name: str
+    store: Path
+    out: Path
+    settings: Experiment
+    folds: int
+    fold: int
+    quarter: bool
+    timesteps: tuple[int, ...]
+    arms: tuple[str, ...]
+    systems: tuple[str, ...]
+
+    @property
+    def directory(self) -> Path:
+        """Where its results lie."""
+        share = "quarter" if self.quarter else "whole"
+        return self.out / self.name / share / f"seed-{self.settings.seed}" / f"fold-{self.fold}"
+
+    def __str__(self) -> str:
+        return str(self.directory.relative_to(self.out))
+
+
+def study(
+    stores: dict[str, Store], settings: Experiment, out: Path, *, folds: int, seeds: Sequence[int], jobs: int,
+    timesteps: tuple[int, ...], arms: Sequence[str] = tuple(ARMS), systems: Sequence[str] = tuple(SYSTEMS),
+    quarter: bool = True,
+) -> list[Unit]:  # fmt: skip
+    """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`.
+
+    InputError where a class has too few groups for the folds, or for a quarter of their training parts.
+    """
+    units = [
+        Unit(
+            name, store.directory, out, settings.model_copy(update={"seed": seed}), folds, fold, share, timesteps,
+            tuple(arms), tuple(systems),
+        )
+        for share in ((False, True) if quarter else (False,))
+        for seed in seeds for fold in range(folds) for name, store in stores.items()
+    ]  # fmt: skip
+    for unit in units:
+        cell_of(unit)  # too few groups for such parts are found before hours of work
+    run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
+    return units
+
+
+def run_unit(unit: Unit) -> None:
+    """Train, probe and classify in one cell."""
+    cell = cell_of(unit)
+    cnn = reference_probes(cell, unit.settings)
+    trained, probed = {}, {}
+    for arm in unit.arms:
+        settings = override(unit.settings, ARMS[arm])
+        trained[arm] = diffusion_arm(cell, arm, settings, train=arm != UNTRAINED)
+        probed[arm] = probe_arm(cell, arm, settings, trained[arm], unit.timesteps, cnn)
+    for system in unit.systems:
+        source, changes = SYSTEMS[system]
+        blocks = best_blocks(probed[source], unit.settings.features.top_k) if source else []
+        classify_system(cell, system, override(unit.settings, changes), trained[source or unit.arms[0]], blocks)
+
+
+def cell_of(unit: Unit) -> Cell:
+    """The images of a cell, dealt into its training part and its held-out fold."""
+    store = Store.open(unit.store)
+    data = fold_data(store, unit.settings.seed, unit.folds, unit.fold, unit.quarter)
+    return Cell(unit.directory, data, unit.settings.seed)
+
+
+def pooled(units: Sequence[Unit], read: Any) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
+    """Out-of-fold probabilities of one data set and share: ({system: [N, K] per seed}, labels [N], groups [N]).
+
+    read: Cell -> {system: probabilities of the held-out fold}.
+    """
+    seeds = sorted({unit.settings.seed for unit in units})
+    repeats: dict[str, list[np.ndarray]] = {}
+    for seed in seeds:
+        cells = [cell_of(unit) for unit in units if unit.settings.seed == seed]
+        rows = np.concatenate([cell.held_out for cell in cells])
+        order = np.argsort(rows)
+        parts = [read(cell) for cell in cells]
+        for name in parts[0]:
+            repeats.setdefault(name, []).append(np.concatenate([part[name] for part in parts])[order])
+    store, index = cells[0].data, rows[order]
+    return repeats, store.labels[index], np.array(store.groups)[index]

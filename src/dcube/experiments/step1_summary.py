@@ -1,0 +1,108 @@
+"""What the cells of the study of step 1 say together: out-of-fold figures, paired differences, and their table."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dcube.evaluation.repeats import repeated_difference, repeated_metric
+from dcube.experiments.step1 import PLAIN, TRAINED, UNTRAINED, Unit, pooled
+from dcube.experiments.step1_cell import Cell
+from dcube.files import read_json
+
+PROBE, JOINED = "probe: ", " + CNN"
+QUESTIONS = (  # (figure, compared with): each a paired difference
+    (PROBE + TRAINED, PROBE + UNTRAINED),
+    (PROBE + TRAINED, PROBE + "pixels"),
+    (PROBE + TRAINED, PROBE + PLAIN),
+    (PROBE + TRAINED, PROBE + "cnn"),
+    (PROBE + TRAINED + JOINED, PROBE + "cnn"),
+    (PROBE + TRAINED + JOINED, PROBE + UNTRAINED + JOINED),
+    ("D-Cube", "untrained step 1"),
+    ("D-Cube", "no step 1"),
+    ("D-Cube", "fine-tuned CNN"),
+)
+
+
+def read_cell(cell: Cell) -> dict[str, np.ndarray]:
+    """Probabilities [n, K] of the held-out fold by everything that was asked in a cell."""
+    found: dict[str, np.ndarray] = {}
+    for file in sorted((cell.directory / "probe").glob("*.json")):
+        held = read_json(file)
+        chosen = max(held["blocks"], key=lambda row: row["inside"]) if "blocks" in held else held
+        found[PROBE + file.stem] = np.array(chosen["probabilities"])
+        if "with_cnn" in held:
+            found[PROBE + file.stem + JOINED] = np.array(held["with_cnn"]["probabilities"])
+    for file in sorted((cell.directory / "step2").glob("*.json")):
+        found[file.stem] = np.array(read_json(file)["probabilities"])
+    return found
+
+
+def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
+    """{data set: {"whole" or "quarter": {"n", "groups", "macro_f1": {system: M}, "differences": [{"of", "to", ..M}],
+    "chosen": {arm: [[block, timestep] of each cell]}}}}; M as in `repeated_metric`.
+    """
+    result: dict[str, Any] = {}
+    for name in dict.fromkeys(unit.name for unit in units):
+        for quarter in sorted({unit.quarter for unit in units}):
+            chosen = [unit for unit in units if unit.name == name and unit.quarter == quarter]
+            repeats, labels, groups = pooled(chosen, read_cell)
+            share = {
+                "n": len(labels), "groups": len(set(groups.tolist())), "folds": chosen[0].folds,
+                "seeds": sorted({unit.settings.seed for unit in chosen}),
+                "macro_f1": {
+                    system: repeated_metric(p, labels, groups, bootstrap=bootstrap) for system, p in repeats.items()
+                },
+                "differences": [
+                    {"of": a, "to": b}
+                    | repeated_difference(repeats[a], repeats[b], labels, groups, bootstrap=bootstrap)
+                    for a, b in QUESTIONS if a in repeats and b in repeats
+                ],
+                "chosen": _chosen(chosen),
+            }  # fmt: skip
+            result.setdefault(name, {})["quarter" if quarter else "whole"] = share
+    return result
+
+
+def _chosen(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
+    """Block and timestep that each cell's training part chose, by arm."""
+    found: dict[str, list[list[int]]] = {}
+    for unit in units:
+        for file in sorted((unit.directory / "probe").glob("*.json")):
+            held = read_json(file)
+            if "blocks" in held:
+                best = max(held["blocks"], key=lambda row: row["inside"])
+                found.setdefault(file.stem, []).append([best["block"], best["timestep"]])
+    return found
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """Two tables per share: macro-F1 of every system, and the paired differences (bold: the interval excludes 0)."""
+    lines: list[str] = []
+    for share in ("whole", "quarter"):
+        held = {name: parts[share] for name, parts in summary.items() if share in parts}
+        if not held:
+            continue
+        lines += [f"## {'The whole training part' if share == 'whole' else 'A quarter of the training part'}", ""]
+        lines += ["| macro-F1, out of fold | " + " | ".join(held) + " |", "| --- |" + " --- |" * len(held)]
+        for system in dict.fromkeys(s for part in held.values() for s in part["macro_f1"]):
+            cells = [_cell(part["macro_f1"].get(system), signed=False) for part in held.values()]
+            lines.append(f"| {system} | " + " | ".join(cells) + " |")
+        lines += ["", "| difference | " + " | ".join(held) + " |", "| --- |" + " --- |" * len(held)]
+        for a, b in QUESTIONS:
+            row = [
+                _cell(next((d for d in part["differences"] if (d["of"], d["to"]) == (a, b)), None), signed=True)
+                for part in held.values()
+            ]
+            if any(cell != "" for cell in row):
+                lines.append(f"| {a} - {b.removeprefix(PROBE)} | " + " | ".join(row) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _cell(figure: dict[str, Any] | None, signed: bool) -> str:
+    if figure is None or figure["value"] is None:
+        return ""
+    sign = "+" if signed else ""
+    text = f"{figure['value']:{sign}.3f} ({figure['low']:{sign}.3f} .. {figure['high']:{sign}.3f})"
+    return f"**{text}**" if signed and (figure["low"] > 0 or figure["high"] < 0) else text

@@ -1,0 +1,49 @@
+"""The frozen CNN that a block of the denoiser imitates during step 1 (`diffusion.align`)."""
+
+import numpy as np
+import torch
+
+from dcube.config import Experiment
+from dcube.data.dataset import ImageData
+from dcube.features.subnet import SubNetwork
+from dcube.progress import progress
+
+CHUNK = 32  # images per forward
+HELD_GB = 2.0  # features of the training set are held in memory up to this size, else made anew for each batch
+
+
+class CnnTeacher:
+    """Last maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU."""
+
+    def __init__(self, data: ImageData, settings: Experiment) -> None:
+        self.config, self.data = settings.diffusion.align, data
+        self.network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size).eval()
+        self.network.requires_grad_(False)
+        self.width = self.network.width
+        self.rows = data.indices("train")
+        one = self._maps(self.rows[:1], np.zeros(1, bool))
+        size = 2 * len(self.rows) * one[0].numel() * 2 / 1e9
+        self.held = self._all() if size <= HELD_GB else None
+
+    def __call__(self, positions: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
+        """[n, width, s, s] of the training images at `positions` [n], mirrored where `flipped` [n] bool."""
+        if self.held is not None:
+            return self.held[torch.from_numpy(positions), torch.from_numpy(flipped.astype(np.int64))].float()
+        return self._maps(self.rows[positions], flipped)
+
+    @torch.inference_mode()
+    def _maps(self, rows: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
+        images = self.data.images(rows, self.config.size)
+        images = torch.where(torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images)
+        return self.network(images).clone()  # type: ignore[no-any-return]
+
+    def _all(self) -> torch.Tensor:
+        """[n, 2, width, s, s] float16: every training image as it is and mirrored."""
+        parts = []
+        with progress("teacher", len(self.rows)) as advance:
+            for start in range(0, len(self.rows), CHUNK):
+                rows = self.rows[start : start + CHUNK]
+                both = [self._maps(rows, np.full(len(rows), mirror)).half() for mirror in (False, True)]
+                parts.append(torch.stack(both, dim=1))
+                advance(start + len(rows), "")
+        return torch.cat(parts)

@@ -1,0 +1,61 @@
+"""An existing run, opened for one stage that is run by itself."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from dcube.errors import InputError
+from dcube.files import write_text
+from dcube.runs import Run
+from dcube.settings import changed_settings, load_experiment
+
+# stage -> sections of the settings that may still change when it is run by itself
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "diffuse": ("diffusion", "features", "classifier", "evaluation", "runtime"),
+    "select": ("features", "classifier", "evaluation", "runtime"),
+    "classify": ("features", "classifier", "evaluation", "runtime"),
+    "probe": ("runtime",),
+    "evaluate": ("evaluation", "runtime"),
+}
+
+
+@contextmanager
+def opened(
+    path: str | Path, stage: str, overrides: list[str] | None = None, device: str | None = None
+) -> Iterator[Run]:
+    """An existing run, locked, with changed settings applied, for one `stage` run by itself.
+
+    Settings with which the stage is refused are taken back.
+    """
+    run = Run.open(path)
+    if run.sets and stage not in ("diffuse", "report"):
+        raise InputError(
+            f"{path} is a pre-training without labels; `dcube fit DATA --out RUN --set"
+            f" diffusion.init={run.diffusion / 'model.safetensors'}` makes a classifier of it."
+        )
+    changes = [*(overrides or []), *([f"runtime.device={device}"] if device else [])]
+    with run.locked():
+        before = run.experiment.read_text(encoding="utf-8")
+        if changes:
+            change_settings(run, stage, changes)
+        try:
+            yield run
+        except InputError:
+            write_text(run.experiment, before)
+            raise
+
+
+def change_settings(run: Run, stage: str, overrides: list[str]) -> None:
+    """Apply `key.path=value` to this run's settings before one `stage` is run by itself.
+
+    Raises InputError for a setting that belongs to an earlier stage.
+    """
+    new = load_experiment(str(run.experiment), overrides)
+    for change in changed_settings(run.settings(), new):
+        if change.split(".")[0].split(":")[0] not in SECTIONS[stage]:
+            raise InputError(
+                f"A change of {change} belongs to a stage before '{stage}'; use `dcube fit --restart` for it."
+            )
+    write_text(run.experiment, yaml.safe_dump(new.model_dump(mode="json"), sort_keys=False))

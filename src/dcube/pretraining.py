@@ -1,0 +1,65 @@
+"""Step 1 on several sets of images without their labels, for others to begin with (`diffusion.init`)."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dcube import stages
+from dcube.api import resolve, splits_of, store_of
+from dcube.data.dataset import ImageData
+from dcube.data.joint import JointData, set_names
+from dcube.data.sources import open_images
+from dcube.errors import InputError
+from dcube.files import digest
+from dcube.inputs import check_initial_weights
+from dcube.runs import Run
+from dcube.tables import write_split
+from dcube.training.runtime import pick_device
+
+if TYPE_CHECKING:
+    from dcube.config import Experiment
+    from dcube.data.store import Store
+
+
+def pretrain(
+    data: Sequence[str], out: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (),
+    seed: int | None = None, device: str | None = None, max_minutes: float | None = None, restart: bool = False,
+) -> Path:  # fmt: skip
+    """One unconditional step 1 on the training parts of several image sets; repeat the call to continue it.
+
+    Every image counts alike; each set keeps its own normalisation and the split that `fit` with the same seed gives
+    it, so that no validation or test image is ever seen. Leaves a run folder without a classifier and returns its
+    diffusion/model.safetensors. Raises InputError in one sentence for whatever is wrong.
+    """
+    settings = resolve(recipe, overrides, seed, device)
+    run = Run(out)
+    run.refuse_folder()
+    if not restart:
+        run.refuse_changes(settings)
+    stages.check_models(settings, classifier=False)
+    if not (run.diffusion / "init.json").is_file():
+        check_initial_weights(settings)
+    images = [open_images(one, settings.seed) for one in data]
+    begin = time.monotonic()
+    stores = {name: store_of(one, settings) for name, one in zip(set_names(data), images, strict=True)}
+    joint = _joint(stores, settings)
+    run = Run.create_or_open(
+        out, settings, store=joint.parts[0].store.directory, store_key=digest([s.key for s in stores.values()]),
+        data_name=", ".join(data), device=str(pick_device(settings.runtime.device)), restart=restart,
+        broken=[row for store in stores.values() for row in store.broken],
+        sets=[{"name": n, "key": s.key, "store": str(s.directory.resolve())} for n, s in stores.items()],
+    )  # fmt: skip
+    with run.locked():
+        write_split(run.split, joint, joint.splits)
+        stages.diffuse(run, None if max_minutes is None else begin + 60 * max_minutes)
+        stages.report(run)
+    return run.diffusion / "model.safetensors"
+
+
+def _joint(stores: "dict[str, Store]", settings: "Experiment") -> JointData:
+    first: dict[str, str] = {}
+    for name, store in stores.items():
+        if (other := first.setdefault(store.key, name)) != name:
+            raise InputError(f"{name} and {other} are the same images; give each set once.")
+    return JointData(list(stores), [ImageData(store, splits_of(store, settings)) for store in stores.values()])

@@ -1,0 +1,88 @@
+"""`dcube reproduce`: a claim of the paper, or of ours, as one command over any data."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dcube.config import Experiment
+from dcube.data.sources import open_images
+from dcube.data.store import Store, cached_store
+from dcube.diffusion.train import load_diffusion, write_grid
+from dcube.errors import InputError
+from dcube.experiments.step1 import TRAINED, Unit, study
+from dcube.experiments.step1_summary import markdown, summarise
+from dcube.files import read_json, write_json, write_text
+from dcube.report.studies import differences_figure
+from dcube.settings import load_experiment
+from dcube.stages import check_models
+
+# what a laptop has: about 10 minutes of step 1 and 5 of step 2 on one core
+STEP1_BUDGET = (
+    "diffusion.optimizer.steps=600", "classifier.optimizer.steps=150", "classifier.optimizer.batch_size=16",
+    "diffusion.sample_every=1000000", "runtime.threads=1",
+)  # fmt: skip
+
+
+def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
+    """A recipe at the budget of the study of step 1, changed by the caller's `key.path=value`."""
+    return load_experiment(recipe, [*STEP1_BUDGET, *overrides])
+
+
+def reproduce_step1(
+    data: Sequence[str | Path], out: Path, settings: Experiment, *, folds: int = 3, seeds: Sequence[int] = (0, 1),
+    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """The study of step 1 on every image set of `data`; continues where it was interrupted.
+
+    Leaves OUT/step1.json, step1.md, step1.svg, a sample grid per set, and the cells. A given test split is not
+    touched. Returns what step1.json holds. InputError where OUT holds a study with other settings.
+    """
+    check_models(settings)
+    if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
+        raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
+    stores = _stores(data, settings)
+    asked = {
+        "settings": settings.model_dump(mode="json", exclude={"seed", "runtime"}), "folds": folds,
+        "timesteps": list(timesteps), "data": {name: store.key for name, store in stores.items()},
+    }  # fmt: skip
+    _keep_plan(out, asked)
+    units = study(stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter)
+    summary = summarise(units, settings.evaluation.bootstrap)
+    write_json(out / "step1.json", {"plan": asked, "results": summary})
+    write_text(out / "step1.md", markdown(summary))
+    write_text(out / "step1.svg", differences_figure(summary))
+    for unit in _first_of_each(units):
+        trained = load_diffusion(unit.directory / "step1" / TRAINED / "model.safetensors")
+        write_grid(out / f"samples-{unit.name}.png", trained, settings.seed)
+    return summary
+
+
+def _stores(data: Sequence[str | Path], settings: Experiment) -> dict[str, Store]:
+    stores: dict[str, Store] = {}
+    for source in data:
+        images = open_images(str(source), settings.seed)
+        name = re.sub(r"[^\w.-]+", "-", Path(str(source).rstrip("/:")).name)
+        if name in stores:
+            raise InputError(f"Two image sets are called '{name}'; rename one of the folders.")
+        stores[name] = cached_store(images, settings.data)
+    return stores
+
+
+def _keep_plan(out: Path, asked: dict[str, Any]) -> None:
+    """A folder holds one study: its cells would otherwise mix two settings."""
+    file = out / "plan.json"
+    if not file.exists() and out.is_dir() and any(out.iterdir()):
+        raise InputError(f"{out} holds other files; give a new or empty folder as --out.")
+    if file.exists():
+        held = read_json(file)
+        if {k: v for k, v in held.items() if k != "data"} != {k: v for k, v in asked.items() if k != "data"}:
+            raise InputError(f"{out} holds a study with other settings; give another --out, or the same settings.")
+    write_json(file, asked)
+
+
+def _first_of_each(units: Sequence[Unit]) -> list[Unit]:
+    found: dict[str, Unit] = {}
+    for unit in units:
+        found.setdefault(unit.name, unit)
+    return list(found.values())

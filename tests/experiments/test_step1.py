@@ -1,0 +1,91 @@
+"""The study of step 1: honest folds, results kept, figures pooled as they say."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcube.data.dataset import ImageData
+from dcube.evaluation.metrics import macro_f1
+from dcube.experiments.step1 import PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
+from dcube.experiments.step1_cell import best_blocks, fold_data
+from dcube.experiments.step1_summary import PROBE, markdown, read_cell, summarise
+from dcube.report.studies import differences_figure
+from tiny import tiny_data, tiny_experiment
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
+    return tiny_data(tmp_path_factory.mktemp("store"), counts=(18, 16, 15))
+
+
+@pytest.fixture(scope="module")
+def done(data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Unit]]:
+    out = tmp_path_factory.mktemp("study")
+    return out, run(data, out)
+
+
+def run(data: ImageData, out: Path, **changes: Any) -> list[Unit]:
+    settings = tiny_experiment(features={"top_k": 1}, classifier={"lambda_consistency": 0.0})
+    asked: dict[str, Any] = {"folds": 2, "seeds": (0,), "jobs": 1, "timesteps": (3,), "quarter": False}
+    return study({"tiny": data.store}, settings, out, **asked | changes)
+
+
+def test_folds_hold_each_image_out_once_and_leave_the_test_split_alone(data: ImageData) -> None:
+    store = data.store
+    given = [split == "test" for split in store.given_splits]
+    held_out: list[int] = []
+    for fold in range(3):
+        part = fold_data(store, 1, 3, fold, quarter=False)
+        train, asked = part.indices("train"), part.indices("test")
+        assert not {part.groups[i] for i in train} & {part.groups[i] for i in asked}
+        assert not any(given[i] for i in (*train, *asked))
+        held_out += asked.tolist()
+        small = fold_data(store, 1, 3, fold, quarter=True)
+        assert small.indices("test").tolist() == asked.tolist()
+        assert set(small.indices("train")) < set(train) and 0.1 < len(small.indices("train")) / len(train) < 0.4
+    assert sorted(held_out) == [i for i, test in enumerate(given) if not test]
+
+
+def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> None:
+    _, units = done
+    assert len(units) == 2
+    for unit in units:
+        cell = cell_of(unit)
+        found = read_cell(cell)
+        arms = [TRAINED, PLAIN, UNTRAINED]
+        names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms), *SYSTEMS]
+        assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn"}
+        for probabilities in found.values():
+            assert probabilities.shape == (len(cell.held_out), 3)
+            np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+        assert not np.array_equal(found[PROBE + TRAINED], found[PROBE + UNTRAINED])
+
+
+def test_a_repeated_study_does_nothing_again(data: ImageData, done: tuple[Path, list[Unit]]) -> None:
+    out, _ = done
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+    run(data, out)
+    assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
+def test_the_summary_pools_out_of_fold_predictions(done: tuple[Path, list[Unit]]) -> None:
+    _, units = done
+    repeats, labels, _ = pooled(units, read_cell)
+    part = summarise(units, bootstrap=100)["tiny"]["whole"]
+    assert part["n"] == len(labels) == sum(len(cell_of(unit).held_out) for unit in units)
+    expected = macro_f1(labels, repeats["D-Cube"][0].argmax(1), 3)
+    assert part["macro_f1"]["D-Cube"]["value"] == pytest.approx(expected)
+    difference = next(d for d in part["differences"] if (d["of"], d["to"]) == ("D-Cube", "no step 1"))
+    other = macro_f1(labels, repeats["no step 1"][0].argmax(1), 3)
+    assert difference["value"] == pytest.approx(expected - other)
+    text = markdown(summarise(units, bootstrap=100))
+    assert "D-Cube - no step 1" in text and f"{expected:.3f}" in text
+    assert differences_figure(summarise(units, bootstrap=100)).count("<svg") == 1
+
+
+def test_blocks_are_chosen_by_their_figures_inside_the_training_part() -> None:
+    inside = [(0, 10, 0.5), (0, 50, 0.9), (1, 10, 0.7), (2, 10, 0.8), (3, 10, 0.1)]
+    probed = {"blocks": [{"block": b, "timestep": t, "inside": f} for b, t, f in inside]}
+    assert best_blocks(probed, 2) == [0, 2] and best_blocks(probed, 3) == [0, 1, 2]
