@@ -30,6 +30,8 @@ def main() -> None:
                 else:
                     rows.append(value)
                     print(report([value]).splitlines()[1], file=sys.stderr, flush=True)
+                if options.json:  # after every case: the whole takes the better part of an hour
+                    write(options.json, rows, rates, device)
     except InputError as error:
         parser.error(str(error))
     print(report(rows))
@@ -38,8 +40,6 @@ def main() -> None:
     for row in rows:
         if row["note"]:
             print(f"{row['size']} {row['name']}: {row['note']}")
-    if options.json:
-        write(options.json, rows, rates, device)
 
 
 if __name__ == "__main__":

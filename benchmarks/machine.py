@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,26 +61,41 @@ def total_flops(call: Any) -> int:
 
 
 class MatrixRates:
-    """Best matrix rate so far, FLOP/s per dtype; measured again beside every case, for machines have moods."""
+    """How fast this machine multiplies matrices of the model's shapes, FLOP/s per dtype.
+
+    A layer's three products count: forward, gradient by the input, gradient by the weight. `measure` gives the rate of
+    all of them, one after the other: operations over the sum of median times, measured again beside every case, for
+    machines have moods. `best` keeps the fastest single product seen.
+    """
 
     def __init__(self, shapes: Sequence[Shape], device: torch.device) -> None:
         self.shapes, self.device = shapes, device
         self.best: dict[torch.dtype, float] = {}
+        self.last: dict[torch.dtype, float] = {}
 
     def measure(self, dtype: torch.dtype) -> float:
-        """Best of some products of each shape, now and before."""
+        """Rate of the model's products now."""
+        flops, total = 0.0, 0.0
         for rows, inner, columns in self.shapes:
-            a = torch.randn(rows, inner, device=self.device).to(dtype)
-            b = torch.randn(columns, inner, device=self.device).to(dtype).T  # as a linear layer's weight lies
-            out = torch.empty(rows, columns, device=self.device, dtype=dtype)
-            times = [seconds(lambda: torch.mm(a, b, out=out), self.device) for _ in range(WARM_UP + RUNS)]  # noqa: B023
-            rate = 2 * rows * inner * columns / min(times[WARM_UP:])
-            self.best[dtype] = max(rate, self.best.get(dtype, 0.0))
-        return self.best[dtype]
+            x = torch.randn(rows, inner, device=self.device).to(dtype)
+            weight = torch.randn(columns, inner, device=self.device).to(dtype)
+            grad = torch.randn(rows, columns, device=self.device).to(dtype)
+            for a, b in ((x, weight.T), (grad, weight), (grad.T, x)):
+                out = torch.empty(a.shape[0], b.shape[1], device=self.device, dtype=dtype)
+                times = [seconds(lambda: torch.mm(a, b, out=out), self.device) for _ in range(WARM_UP + RUNS)]  # noqa: B023
+                work = 2.0 * rows * inner * columns
+                flops, total = flops + work, total + statistics.median(times[WARM_UP:])
+                self.best[dtype] = max(work / min(times[WARM_UP:]), self.best.get(dtype, 0.0))
+        self.last[dtype] = flops / total
+        return self.last[dtype]
 
     def seconds_for(self, flops: Mapping[torch.dtype, float]) -> float:
-        """Time that so many operations would take at the matrix rate."""
+        """Time that so many operations would take at the rates of `measure`."""
         return sum(count / self.measure(dtype) for dtype, count in flops.items())
+
+    def seconds_at_best(self, flops: Mapping[torch.dtype, float]) -> float:
+        """Time that so many operations would take at the rate of the fastest product seen."""
+        return sum(count / self.best[dtype] for dtype, count in flops.items())
 
 
 def model_shapes(config: DiffusionConfig) -> list[Shape]:

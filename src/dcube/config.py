@@ -147,9 +147,9 @@ class DiffusionConfig(Section):
     probe_blocks: tuple[Annotated[int, Field(ge=0)], ...] | None = None  # None: first up, middle, last but one
     # ddim: Song et al. 2021; dpm and sde: DPM-Solver++(2M), Lu et al. 2022, without and with noise in its steps; ddpm:
     # eq. 2 over all timesteps
-    sampler: Literal["ddim", "dpm", "sde", "ddpm"] = "ddim"
-    sample_steps: Count = 50  # of all but ddpm
-    sample_dtype: Literal["auto", "fp32", "bf16"] = "fp32"  # of the forward passes; auto: bf16 if native
+    sampler: Literal["ddim", "dpm", "sde", "ddpm"] = "sde"
+    sample_steps: Count = 20  # of all but ddpm
+    sample_dtype: Literal["auto", "fp32", "bf16"] = "auto"  # of the forward passes; auto: bf16 if native
     guidance_scale: NonNegative = 1.0  # 1: the conditional model as it is
 
     @model_validator(mode="after")

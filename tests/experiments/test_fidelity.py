@@ -38,7 +38,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def diffusion() -> Diffusion:
-    return tiny_diffusion(config=tiny_experiment().diffusion)
+    return tiny_diffusion(config=tiny_experiment(diffusion={"sample_dtype": "fp32"}).diffusion)
 
 
 def test_distances_are_those_of_the_images(diffusion: Diffusion, tmp_path: Path) -> None:

@@ -63,7 +63,28 @@ class ImageData:
 
         rows = np.asarray(indices, dtype=np.int64)
         parts = [rows[start : start + CHUNK] for start in range(0, max(1, len(rows)), CHUNK)]
+        stored = self.store.normalisation.size
+        if stored > size and stored % size == 0:
+            return torch.cat([torch.from_numpy(cell_means(self.store.pixels[part], stored // size)) for part in parts])
         return torch.cat([resize(torch.from_numpy(self.store.floats(part)), size) for part in parts])
+
+
+def cell_means(stored: np.ndarray, cell: int) -> np.ndarray:
+    """What `resize` makes of stored pixels [n, C, S, S], uint8 or uint16: float32 [n, C, S / cell, S / cell] in [0, 1].
+
+    Summed in whole numbers, rows first: several times faster than in floating point, and exact.
+    """
+    size, top = stored.shape[-1] // cell, np.iinfo(stored.dtype).max
+    wide = np.uint16 if top * cell**2 <= np.iinfo(np.uint16).max else np.uint32
+    rows = stored.reshape(*stored.shape[:2], size, cell, size * cell)
+    total: np.ndarray = rows[:, :, :, 0].astype(wide)
+    for i in range(1, cell):
+        np.add(total, rows[:, :, :, i], out=total)
+    columns = total.reshape(*total.shape[:-1], size, cell)
+    total = columns[..., 0].copy()
+    for i in range(1, cell):
+        np.add(total, columns[..., i], out=total)
+    return total.astype(np.float32) * np.float32(1 / (top * cell**2))
 
 
 def resize(images: "torch.Tensor", size: int) -> "torch.Tensor":

@@ -51,7 +51,7 @@ class Order:
 
     def _at(self, position: int) -> int:
         round_, place = divmod(position, len(self.members))
-        which = int(self._permutation(-1, round_, len(self.members))[place])
+        which = int(self._permutation(-1, round_, len(self.members))[place]) if len(self.members) > 1 else 0
         members = self.members[which]
         epoch, index = divmod(round_, len(members))
         return int(members[self._permutation(which, epoch, len(members))[index]])
