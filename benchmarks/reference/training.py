@@ -1,9 +1,11 @@
 """One optimiser step as a first version writes it: AdamW and a moving average, tensor by tensor."""
 
+from abc import ABC, abstractmethod
+
 import torch
 
 
-class PlainTraining:
+class PlainTraining(ABC):
     """Calls of `step()` train the given tensors on `loss()`."""
 
     def __init__(self, parameters: list[torch.Tensor], lr: float, decay: float) -> None:
@@ -11,9 +13,9 @@ class PlainTraining:
         self.average = [p.detach().clone() for p in parameters]
         self.optimizer = torch.optim.AdamW(parameters, lr=lr)
 
+    @abstractmethod
     def loss(self) -> torch.Tensor:
         """The loss of a step, a scalar."""
-        raise NotImplementedError
 
     def step(self) -> torch.Tensor:
         """Forward, backward, AdamW, moving average. Returns the loss."""

@@ -7,35 +7,13 @@ import numpy as np
 
 from dcube import stages
 from dcube.config import Experiment
-from dcube.data.split import assign_folds, assign_splits
+from dcube.data.folds import fold_splits
 from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.files import write_json
 from dcube.runs import Run
 from dcube.tables import read_split, write_predictions, write_split
 from dcube.training.runtime import pick_device
-
-
-def fold_splits(store: Store, settings: Experiment, folds: int) -> list[np.ndarray]:
-    """Splits [N] of each fold: "test" is its held-out part, "val" is cut from the rest by group.
-
-    A test split that the data bring stays out of it ("" in every fold), so that it can still be looked at once.
-    """
-    pool = np.array([i for i, split in enumerate(store.given_splits) if split != "test"])
-    labels, groups = [store.classes[y] for y in store.labels], store.groups
-    fold_of = assign_folds([labels[i] for i in pool], [groups[i] for i in pool], folds, settings.seed)
-    result = []
-    for fold in range(folds):
-        splits = np.full(len(labels), "", dtype="<U5")
-        rest, held_out = pool[fold_of != fold], pool[fold_of == fold]
-        given: list[str | None] = ["train"] * len(rest)
-        splits[rest] = assign_splits(
-            [labels[i] for i in rest], [groups[i] for i in rest], given,
-            val_fraction=settings.data.val_fraction, test_fraction=0, seed=settings.seed,
-        )  # fmt: skip
-        splits[held_out] = "test"
-        result.append(splits)
-    return result
 
 
 def cross_validate(
@@ -50,7 +28,7 @@ def cross_validate(
     device = str(pick_device(settings.runtime.device))
     pooled: list[dict[str, np.ndarray]] = []
     rows: list[np.ndarray] = []
-    for fold, splits in enumerate(fold_splits(store, settings, folds)):
+    for fold, splits in enumerate(fold_splits(store, folds, settings.seed, settings.data.val_fraction)):
         print(f"fold {fold + 1} of {folds}")
         run = Run.create_or_open(
             out / f"fold-{fold}", settings, store=store.directory, store_key=store.key, data_name=data_name,

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 
 from dcube.baselines import probes
 from dcube.data.dataset import ImageData
-from dcube.features.frozen import FrozenFeatures
-from dcube.features.subnet import OFFLINE_PACKAGE
+from dcube.features.frozen import FrozenFeatures, flat_features
+from dcube.features.subnet import OFFLINE_MODEL, OFFLINE_PACKAGE, SubNetwork, cnn_features
 from tiny import tiny_data, tiny_diffusion
 
 
@@ -52,7 +52,7 @@ def test_too_few_to_choose_from(labels: list[int]) -> None:
 def test_selected_features_are_the_mean_over_the_timesteps(data: ImageData) -> None:
     frozen = FrozenFeatures(tiny_diffusion(), [0, 2], "clean", 4)
     rows = np.array([3, 1, 7])
-    blocks = probes.selected_features(frozen, data, rows, (2, 9))
+    blocks = flat_features(frozen, data, rows, (2, 9))
     assert [block.shape for block in blocks] == [(3, int(np.prod(shape))) for shape in frozen.shapes]
     images = data.images(rows, 8)
     expected = sum(frozen(images, torch.full((3,), t))[1].flatten(1) for t in (2, 9)) / 2
@@ -80,6 +80,7 @@ def test_blocks_count_alike_whatever_their_scale(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec(OFFLINE_PACKAGE) is None, reason="the extra 'offline' is not installed")
 def test_features_of_the_offline_network(data: ImageData) -> None:
-    features = probes.cnn_features(data, np.arange(5), 32)
+    network = SubNetwork(OFFLINE_MODEL, "offline", 32)
+    features = cnn_features(network, data, np.arange(5), 32)
     assert features.shape == (5, 1280) and np.isfinite(features).all()
-    np.testing.assert_allclose(probes.cnn_features(data, np.array([3]), 32)[0], features[3], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(cnn_features(network, data, np.array([3]), 32)[0], features[3], rtol=1e-3, atol=1e-4)

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny_fit import PHANTOM, done, refused
 
-from dcube.diffusion.train import load_diffusion
+from dcube.diffusion.train import load_diffusion, untrained
 from dcube.evaluation.linear import linear_probe
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.probe import _untrained, gaussianity_agreement
+from dcube.experiments.probe import gaussianity_agreement
 
 
 @pytest.mark.parametrize(("strength", "low", "high"), [(2.0, 0.95, 1.0), (0.0, 0.1, 0.55)])
@@ -62,9 +62,8 @@ def test_the_untrained_network_is_the_one_step_1_began_with(tmp_path: Path, reci
     out = tmp_path / "begun"
     done("fit", PHANTOM, "--out", out, "--recipe", recipe, "--max-minutes", 0, "--no-test")
     begun = load_diffusion(out / "diffusion" / "model.safetensors")
-    for (name, a), b in zip(
-        begun.model.state_dict().items(), _untrained(begun, 0).model.state_dict().values(), strict=True
-    ):
+    again = untrained(begun.config, begun.channels, begun.classes, 0)
+    for (name, a), b in zip(begun.model.state_dict().items(), again.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 

@@ -1,7 +1,6 @@
 """Models fitted on frozen features: a linear probe on the selected blocks, nearest neighbours on the offline CNN's."""
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
@@ -9,25 +8,10 @@ from sklearn.neighbors import KNeighborsClassifier
 from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import linear_probe, spread
 from dcube.evaluation.metrics import Floats, Ints, macro_f1
-from dcube.features.frozen import FrozenFeatures
-from dcube.features.subnet import OFFLINE_MODEL, SubNetwork
+from dcube.features.frozen import FrozenFeatures, flat_features
 
-CHUNK = 32  # images per forward
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)
 Features = NDArray[np.float32]
-
-
-def selected_features(
-    frozen: FrozenFeatures, data: ImageData, rows: np.ndarray, timesteps: tuple[int, ...]
-) -> list[Features]:
-    """The map of each selected block [n, d_b], flattened and averaged over the timesteps."""
-    size, chunks = frozen.diffusion.config.image_size, []
-    for start in range(0, len(rows), CHUNK):
-        images = data.images(rows[start : start + CHUNK], size).to(frozen.diffusion.device)
-        steps = [frozen(images, torch.full((len(images),), t, device=images.device)) for t in timesteps]
-        blocks = [torch.stack(maps).mean(0) for maps in zip(*steps, strict=True)]
-        chunks.append([block.flatten(1).float().cpu().numpy() for block in blocks])
-    return [np.concatenate(block) for block in zip(*chunks, strict=True)]
 
 
 def feature_probe(
@@ -37,7 +21,7 @@ def feature_probe(
     block counts alike: its values are scaled so that their variances over the training images sum to 1.
     """
     train = data.indices("train")
-    seen, asked = (selected_features(frozen, data, part, timesteps) for part in (train, rows))
+    seen, asked = (flat_features(frozen, data, part, timesteps) for part in (train, rows))
     scales = [np.sqrt(block.var(0).sum()) + 1e-12 for block in seen]
     joined = [
         np.concatenate([block / scale for block, scale in zip(blocks, scales, strict=True)], axis=1)
@@ -46,14 +30,6 @@ def feature_probe(
     return linear_probe(
         joined[0], data.labels[train], np.array(data.groups)[train], joined[1], classes=len(data.classes), seed=seed
     )
-
-
-@torch.inference_mode()
-def cnn_features(data: ImageData, rows: np.ndarray, size: int, weights: str = "offline") -> Features:
-    """Pooled last map [n, D] of the offline CNN, not fine-tuned, at `size` px."""
-    network = SubNetwork(OFFLINE_MODEL, weights, size).eval()
-    chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-    return np.concatenate([network(data.images(chunk, size)).mean((2, 3)).numpy() for chunk in chunks])
 
 
 def nearest_neighbours(

@@ -25,6 +25,12 @@ def build_denoiser(config: DiffusionConfig, channels: int, num_classes: int) -> 
     return model
 
 
+def initial_denoiser(config: DiffusionConfig, channels: int, num_classes: int, seed: int) -> Denoiser:
+    """The network as a training with this seed begins with it."""
+    torch.manual_seed(key(seed, "diffusion", "weights"))
+    return build_denoiser(config, channels, num_classes)
+
+
 class Pooled(nn.Sequential):
     """Layers on the mean over the positions of a map."""
 

@@ -15,7 +15,7 @@ from dcube.data.pairs import PairSampler
 from dcube.data.seen import Seen
 from dcube.diffusion.augment import apply_parameters, draw_parameters
 from dcube.diffusion.backbone import Denoiser
-from dcube.diffusion.build import add_side_heads, build_denoiser
+from dcube.diffusion.build import add_side_heads, build_denoiser, initial_denoiser
 from dcube.diffusion.objective import GenerativeObjective, loss_weights
 from dcube.diffusion.sampling import ddim_sample, ddpm_sample
 from dcube.diffusion.schedule import Schedule
@@ -24,8 +24,8 @@ from dcube.diffusion.warmstart import warm_start
 from dcube.files import atomic_write
 from dcube.training.clock import Watch
 from dcube.training.loop import Hook, Task, Trained, train
-from dcube.training.order import Order, key, numpy_rng, torch_rng
-from dcube.training.runtime import autocast, named_dtype
+from dcube.training.order import Order, numpy_rng, torch_rng
+from dcube.training.runtime import named_dtype, precision
 from dcube.training.state import checkpoints, load_weights, save_weights
 
 SAMPLE_CHUNK = 32  # images per forward of a sampler
@@ -65,7 +65,7 @@ class Diffusion:
     def _draw(self, y: torch.Tensor, start: torch.Tensor, steps: int, fresh: list[torch.Generator]) -> torch.Tensor:
         """Images in [-1, 1] by the sampler of the configuration."""
         given, scale = (self.model, self.schedule, y, start), self.config.guidance_scale
-        with autocast(self.device, named_dtype(self.config.sample_dtype, self.device)):
+        with precision(self.device, named_dtype(self.config.sample_dtype, self.device)):
             if self.config.sampler == "ddpm":
                 return ddpm_sample(*given, fresh, scale)
             if self.config.sampler == "ddim":
@@ -160,8 +160,7 @@ def train_diffusion(
     if unconditional:
         config = config.model_copy(update={"contrastive": ContrastiveConfig(weight=0)})
     channels = data.channels
-    torch.manual_seed(key(seed, "diffusion", "weights"))
-    model = build_denoiser(config, channels, len(classes))
+    model = initial_denoiser(config, channels, len(classes), seed)
     if config.init and not checkpoints(directory / "checkpoint"):
         print(warm_start(model, classes, Path(config.init)))
     add_side_heads(model, config, teacher.width if teacher else None, seed)
@@ -211,9 +210,23 @@ def load_diffusion(path: Path, device: torch.device | str = "cpu") -> Diffusion:
     config = DiffusionConfig.model_validate(metadata["diffusion"])
     model = build_denoiser(config, metadata["channels"], len(metadata["classes"]))
     model.load_state_dict(tensors)
+    return frozen_diffusion(model, config, metadata["channels"], metadata["classes"], device)
+
+
+def untrained(
+    config: DiffusionConfig, channels: int, classes: list[str], seed: int, device: torch.device | str = "cpu"
+) -> Diffusion:
+    """Step 1 as its training with this seed begins: what a trained one is compared with."""
+    model = initial_denoiser(config, channels, len(classes), seed)
+    return frozen_diffusion(model, config, channels, classes, device)
+
+
+def frozen_diffusion(
+    model: Denoiser, config: DiffusionConfig, channels: int, classes: list[str], device: torch.device | str
+) -> Diffusion:
+    """A denoiser whose weights stay as they are, with its schedule, on a device."""
     model.eval().requires_grad_(False).to(device)
-    schedule = Schedule.of(config).to(device)
-    return Diffusion(model, schedule, config, metadata["channels"], metadata["classes"])
+    return Diffusion(model, Schedule.of(config).to(device), config, channels, classes)
 
 
 def write_grid(path: Path, diffusion: Diffusion, seed: int, columns: int = 8) -> None:

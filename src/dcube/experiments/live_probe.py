@@ -4,7 +4,6 @@ import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -12,11 +11,10 @@ from dcube.diffusion.backbone import Denoiser
 from dcube.diffusion.train import Diffusion
 from dcube.evaluation.intervals import evaluate_predictions
 from dcube.evaluation.linear import linear_probe
-from dcube.features.frozen import FrozenFeatures
+from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.training.order import numpy_rng
 from dcube.training.runtime import fast_dtype
 
-CHUNK = 32  # images per forward
 TIMED, TIMINGS = 8, 4  # images, and how often they are timed, to tell how many can be looked at
 SECONDS = 20.0  # that a look may take
 EXTRACTION = 8.0  # of them for the forwards; with MOST images, the fits of three blocks take less than the rest
@@ -51,7 +49,8 @@ class LiveProbe:
             extra["probe_images"] = self._affordable(frozen)
         count = extra["probe_images"]
         train, asked = self.rows(count)
-        features = self._features(frozen, np.concatenate([train, asked]))
+        steps = [self.settings.features.timestep]
+        features = flat_features(frozen, self.data, np.concatenate([train, asked]), steps)
         measured = {
             diffusion.model.blocks[block]: self._measure(values, train, asked)
             for block, values in zip(blocks, features, strict=True)
@@ -88,23 +87,12 @@ class LiveProbe:
         )
         return {name: found[name] for name in ("macro_f1", "accuracy")}
 
-    def _features(self, frozen: FrozenFeatures, rows: np.ndarray) -> list[np.ndarray]:
-        """[n, d] float32 of every block, from one forward per image."""
-        parts: list[list[np.ndarray]] = [[] for _ in frozen.blocks]
-        device, size = frozen.diffusion.device, frozen.diffusion.config.image_size
-        for first in range(0, len(rows), CHUNK):
-            images = self.data.images(rows[first : first + CHUNK], size).to(device)
-            t = torch.full((len(images),), self.settings.features.timestep, device=device)
-            for part, maps in zip(parts, frozen(images, t), strict=True):
-                part.append(maps.flatten(1).cpu().numpy())
-        return [np.concatenate(part) for part in parts]
-
     def _affordable(self, frozen: FrozenFeatures) -> int:
         """How many images can be looked at, from the best of a few timings: a busy machine makes the others longer."""
         rows, seconds = self.data.indices("train")[:TIMED], []
         for _ in range(TIMINGS):
             start = time.perf_counter()
-            self._features(frozen, rows)
+            flat_features(frozen, self.data, rows, [self.settings.features.timestep])
             seconds.append((time.perf_counter() - start) / len(rows))
         return int(np.clip(EXTRACTION / min(seconds), LEAST, MOST))
 

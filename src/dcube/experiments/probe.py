@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
-from dcube.diffusion.build import build_denoiser
-from dcube.diffusion.train import Diffusion
+from dcube.diffusion.train import Diffusion, untrained
 from dcube.evaluation.intervals import evaluate_predictions, paired_difference
 from dcube.evaluation.linear import linear_probe
-from dcube.features.frozen import FrozenFeatures
-from dcube.features.subnet import SubNetwork
+from dcube.features.frozen import FrozenFeatures, flat_features
+from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.files import write_json, write_text
 from dcube.progress import progress
-from dcube.training.order import key
 from dcube.training.runtime import pick_device
 
-CHUNK = 32  # images per forward
 PIXELS = 32  # side of the raw pixels
 Named = tuple[str, str, int | None, np.ndarray]  # model, block, timestep, features [n, d]
 
@@ -45,7 +41,9 @@ def probe(
     train, asked = data.indices("train"), data.indices(split)
     both, groups = np.concatenate([train, asked]), np.array(data.groups)
     labels = data.labels[asked]
-    cnn = cnn_features(data, settings, both)
+    how = settings.classifier
+    network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).to(pick_device(settings.runtime.device))
+    cnn = cnn_features(network, data, both, how.cnn_size)
     held: dict[tuple[str, str, int | None], np.ndarray] = {}
     rows: list[dict[str, Any]] = []
     total = 2 + 4 * len(diffusion.model.blocks) * len(timesteps)
@@ -102,45 +100,16 @@ def _all_features(
     yield "pixels", f"{PIXELS}x{PIXELS}", None, data.images(rows, PIXELS).flatten(1).numpy()
     yield "cnn", settings.classifier.cnn, None, cnn
     scaled = cnn / (cnn.std() + 1e-8)
-    for model, network in (("untrained", _untrained(diffusion, settings.seed)), ("trained", diffusion)):
+    begun = untrained(diffusion.config, diffusion.channels, diffusion.classes, settings.seed, diffusion.device)
+    for model, network in (("untrained", begun), ("trained", diffusion)):
         for index, block in enumerate(network.model.blocks):
             for t in timesteps:
-                features = _block_features(data, settings, network, index, t, rows)
+                frozen = FrozenFeatures(network, [index], settings.features.input, settings.classifier.grid)
+                [features] = flat_features(frozen, data, rows, [t])
                 yield model, block, t, features
                 # both at unit variance in sum, so that the PCA does not see the larger one alone
                 weight = np.sqrt(scaled.var(0).sum() / (features.var(0).sum() + 1e-12))
                 yield f"{model}+cnn", block, t, np.concatenate([features * weight, scaled], axis=1)
-
-
-def _untrained(diffusion: Diffusion, seed: int) -> Diffusion:
-    """The network as step 1 began with it: same seed, same initialisation."""
-    torch.manual_seed(key(seed, "diffusion", "weights"))
-    model = build_denoiser(diffusion.config, diffusion.channels, len(diffusion.classes))
-    model.eval().requires_grad_(False).to(diffusion.device)
-    return Diffusion(model, diffusion.schedule, diffusion.config, diffusion.channels, diffusion.classes)
-
-
-def _block_features(
-    data: ImageData, settings: Experiment, diffusion: Diffusion, block: int, t: int, rows: np.ndarray
-) -> np.ndarray:
-    """[n, d] float32: a block's map on at most the grid that the classifier sees, flattened."""
-    frozen = FrozenFeatures(diffusion, [block], settings.features.input, settings.classifier.grid)
-    parts = []
-    for start in range(0, len(rows), CHUNK):
-        images = data.images(rows[start : start + CHUNK], diffusion.config.image_size).to(diffusion.device)
-        step = torch.full((len(images),), t, device=diffusion.device)
-        parts.append(frozen(images, step)[0].flatten(1).float().cpu().numpy())
-    return np.concatenate(parts)
-
-
-@torch.inference_mode()
-def cnn_features(data: ImageData, settings: Experiment, rows: np.ndarray) -> np.ndarray:
-    """[n, d] float32: the pooled last map of the recipe's CNN, not fine-tuned."""
-    config = settings.classifier
-    device = pick_device(settings.runtime.device)
-    network = SubNetwork(config.cnn, config.cnn_weights, config.cnn_size).eval().to(device)
-    chunks = (data.images(rows[at : at + CHUNK], config.cnn_size).to(device) for at in range(0, len(rows), CHUNK))
-    return np.concatenate([network(images).mean((2, 3)).cpu().numpy() for images in chunks])
 
 
 def _others(

@@ -4,15 +4,16 @@ For every data set, seed and fold: each arm of step 1 is trained and probed on t
 for every system, all with the whole training part and again with a quarter of it. The test split is never touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 
 from dcube.config import Experiment
 from dcube.data.store import Store
+from dcube.diffusion.train import Diffusion, untrained
 from dcube.experiments.pool import run_units
 from dcube.experiments.step1_cell import (
     Cell,
@@ -37,6 +38,9 @@ SYSTEMS: dict[str, tuple[str | None, tuple[str, ...]]] = {  # step 2: which step
     "no step 1": (None, ("classifier.lambda_cycle=0",)),
     "fine-tuned CNN": (None, ("classifier.head=late", "classifier.lambda_cycle=0", "classifier.lambda_consistency=0")),
 }
+
+
+Read: TypeAlias = Callable[[Cell], dict[str, np.ndarray]]  # probabilities [n, K] of a held-out fold, by system
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,17 @@ def run_unit(unit: Unit) -> None:
     trained, probed = {}, {}
     for arm in unit.arms:
         settings = override(unit.settings, ARMS[arm])
-        trained[arm] = diffusion_arm(cell, arm, settings, train=arm != UNTRAINED)
+        trained[arm] = untrained_arm(cell, settings) if arm == UNTRAINED else diffusion_arm(cell, arm, settings)
         probed[arm] = probe_arm(cell, arm, settings, trained[arm], unit.timesteps, cnn)
     for system in unit.systems:
         source, changes = SYSTEMS[system]
         blocks = best_blocks(probed[source], unit.settings.features.top_k) if source else []
         classify_system(cell, system, override(unit.settings, changes), trained[source or unit.arms[0]], blocks)
+
+
+def untrained_arm(cell: Cell, settings: Experiment) -> Diffusion:
+    """The network with which every arm's training begins."""
+    return untrained(settings.diffusion, cell.data.channels, cell.data.classes, settings.seed)
 
 
 def cell_of(unit: Unit) -> Cell:
@@ -109,10 +118,8 @@ def cell_of(unit: Unit) -> Cell:
     return Cell(unit.directory, data, unit.settings.seed)
 
 
-def pooled(units: Sequence[Unit], read: Any) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
+def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
     """Out-of-fold probabilities of one data set and share: ({system: [N, K] per seed}, labels [N], groups [N]).
-
-    read: Cell -> {system: probabilities of the held-out fold}.
     """
     seeds = sorted({unit.settings.seed for unit in units})
     repeats: dict[str, list[np.ndarray]] = {}

@@ -10,23 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dcube.classifier.model import load_predictor
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
-from dcube.data.split import assign_folds
+from dcube.data.folds import fold_splits, folds_of
 from dcube.data.store import Store
-from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.evaluation.linear import tuned_probe
-from dcube.experiments.probe import CHUNK, PIXELS, cnn_features
-from dcube.features.selection import flat_features
+from dcube.experiments.probe import PIXELS
+from dcube.features.frozen import CHUNK, FrozenFeatures, flat_features
+from dcube.features.selection import PROBE_RASTER
+from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, read_json, write_json
-from dcube.training.order import key
-from dcube.training.state import save_weights
 
 
 @dataclass(frozen=True)
@@ -45,45 +43,23 @@ class Cell:
 
 def fold_data(store: Store, seed: int, folds: int, fold: int, quarter: bool) -> ImageData:
     """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a quarter of it."""
-    pool = np.array([i for i, split in enumerate(store.given_splits) if split != "test"])
-    labels, groups = [store.classes[y] for y in store.labels], store.groups
-    fold_of = assign_folds([labels[i] for i in pool], [groups[i] for i in pool], folds, seed)
-    splits = np.full(len(labels), "", dtype="<U5")
-    splits[pool[fold_of == fold]] = "test"
-    rest = pool[fold_of != fold]
+    splits = fold_splits(store, folds, seed)[fold]
     if quarter:
-        rest = rest[assign_folds([labels[i] for i in rest], [groups[i] for i in rest], 4, seed) == 0]
-    splits[rest] = "train"
+        train = np.flatnonzero(splits == "train")
+        splits[train[folds_of(store, train, 4, seed) != 0]] = ""
     return ImageData(store, splits)
 
 
-def diffusion_arm(cell: Cell, name: str, settings: Experiment, train: bool = True) -> Diffusion:
-    """The step 1 of an arm, trained, or as training would begin with it."""
+def diffusion_arm(cell: Cell, name: str, settings: Experiment) -> Diffusion:
+    """The trained step 1 of an arm."""
     directory = cell.directory / "step1" / name
-    file = directory / "model.safetensors"
-    finished = directory / "done.json"
+    file, finished = directory / "model.safetensors", directory / "done.json"
     inputs = digest([settings.diffusion.model_dump(mode="json"), cell.seed, cell.data.store.key])
     if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
-        directory.mkdir(parents=True, exist_ok=True)
-        if not train:
-            _save_untrained(cell, settings, file)
-        else:
-            teacher = CnnTeacher(cell.data, settings) if settings.diffusion.align.weight else None
-            train_diffusion(cell.data, settings, directory, teacher=teacher)
+        teacher = CnnTeacher(cell.data, settings) if settings.diffusion.align.weight else None
+        train_diffusion(cell.data, settings, directory, teacher=teacher)
         write_json(finished, {"inputs": inputs})
     return load_diffusion(file)
-
-
-def _save_untrained(cell: Cell, settings: Experiment, file: Path) -> None:
-    data, config = cell.data, settings.diffusion
-    channels = data.store.normalisation.channels
-    torch.manual_seed(key(settings.seed, "diffusion", "weights"))
-    model = build_denoiser(config, channels, len(data.classes))
-    metadata = {
-        "diffusion": config.model_dump(mode="json"), "channels": channels, "classes": data.classes,
-        "normalisation": data.store.normalisation.to_dict(), "seed": settings.seed, "step": 0,
-    }  # fmt: skip
-    save_weights(file, model, metadata)
 
 
 def probe_arm(
@@ -102,7 +78,8 @@ def probe_arm(
     table, best = [], None
     for index in range(len(diffusion.model.blocks)):
         for t in timesteps:
-            features = flat_features(diffusion, cell.data, settings.features.input, index, t, rows)
+            frozen = FrozenFeatures(diffusion, [index], settings.features.input, PROBE_RASTER)
+            [features] = flat_features(frozen, cell.data, rows, [t])
             table.append({"block": index, "timestep": t, **_probe(cell, features)})
             if best is None or table[-1]["inside"] > best[0]:
                 best = table[-1]["inside"], features
@@ -116,7 +93,8 @@ def probe_arm(
 def reference_probes(cell: Cell, settings: Experiment) -> np.ndarray:
     """Probes of raw pixels and of the pretrained CNN, left in probe/; returns the CNN's features [n, d]."""
     rows = np.concatenate([cell.data.indices("train"), cell.held_out])
-    cnn = cnn_features(cell.data, settings, rows)
+    how = settings.classifier
+    cnn = cnn_features(SubNetwork(how.cnn, how.cnn_weights, how.cnn_size), cell.data, rows, how.cnn_size)
     for name in ("pixels", "cnn"):
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():

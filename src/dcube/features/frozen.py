@@ -1,6 +1,7 @@
 """Features of the selected blocks for step 2: live from the frozen model, or from a cache on disk."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,19 @@ def frozen_dtype(chosen: str, device: torch.device, directory: Path) -> torch.dt
         write_json(file, {"dtype": str(fast_dtype(device)).removeprefix("torch.")})
     dtype: torch.dtype = getattr(torch, read_json(file)["dtype"])
     return dtype
+
+
+def flat_features(
+    frozen: FrozenFeatures, data: ImageData, rows: np.ndarray, timesteps: Sequence[int]
+) -> list[np.ndarray]:
+    """Each block's map of rows of the store, averaged over the timesteps, flattened: [n, d_b] float32, for probes."""
+    device, size = frozen.diffusion.device, frozen.diffusion.config.image_size
+    chunks = []
+    for start in range(0, len(rows), CHUNK):
+        images = data.images(rows[start : start + CHUNK], size).to(device)
+        steps = [frozen(images, torch.full((len(images),), t, device=device)) for t in timesteps]
+        chunks.append([torch.stack(maps).mean(0).flatten(1).cpu().numpy() for maps in zip(*steps, strict=True)])
+    return [np.concatenate(parts) for parts in zip(*chunks, strict=True)]
 
 
 class FeatureCache:

@@ -11,7 +11,7 @@ from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
 from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
-from dcube.features.frozen import FrozenFeatures
+from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.gaussianity import Reading, gaussianity
 from dcube.features.taps import block_maps
 from dcube.training.order import numpy_rng
@@ -88,23 +88,9 @@ def probe_score(
 ) -> float:
     """Macro-F1 of a block's linear probe by group-wise folds inside the training split."""
     rows = np.sort(numpy_rng(seed, "probe").permutation(data.indices("train"))[:PROBE_IMAGES])
-    features = flat_features(diffusion, data, config.input, block, timestep, rows)
+    [features] = flat_features(FrozenFeatures(diffusion, [block], config.input, PROBE_RASTER), data, rows, [timestep])
     labels, groups = data.labels[rows], np.array(data.groups)[rows]
     return tuned_probe(features, labels, groups, features[:1], classes=len(data.classes), seed=seed)[1]
-
-
-def flat_features(
-    diffusion: Diffusion, data: ImageData, mode: str, block: int, timestep: int, rows: np.ndarray,
-    raster: int = PROBE_RASTER,
-) -> np.ndarray:  # fmt: skip
-    """[n, d] float32: a block's map of rows of the store, averaged down to at most the raster, flattened."""
-    frozen = FrozenFeatures(diffusion, [block], mode, raster)
-    parts = []
-    for start in range(0, len(rows), CHUNK):
-        images = data.images(rows[start : start + CHUNK], diffusion.config.image_size).to(diffusion.device)
-        t = torch.full((len(images),), timestep, device=diffusion.device)
-        parts.append(frozen(images, t)[0].flatten(1).float().cpu().numpy())
-    return np.concatenate(parts)
 
 
 def sample_features(

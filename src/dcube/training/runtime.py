@@ -86,7 +86,7 @@ class Runtime:
 
     def autocast(self) -> Any:
         """Context of the forward pass."""
-        return autocast(self.device, self.dtype)
+        return precision(self.device, self.dtype)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward pass (gradients averaged over the processes)."""
@@ -134,11 +134,6 @@ def precision(device: torch.device, dtype: torch.dtype) -> Any:
 def full_precision(x: torch.Tensor) -> torch.Tensor:
     """x in float32, where losses and probabilities are formed also under bf16; float64 stays what it is."""
     return x if x.dtype == torch.float64 else x.float()
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> Any:
-    """Context of a forward pass in `dtype`."""
-    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
 def named_dtype(name: str, device: torch.device) -> torch.dtype:

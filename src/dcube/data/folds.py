@@ -1,0 +1,34 @@
+"""Group cross-validation: who is held out in which fold."""
+
+import numpy as np
+
+from dcube.data.split import assign_folds, assign_splits
+from dcube.data.store import Store
+
+
+def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) -> list[np.ndarray]:
+    """Splits [N] of each fold: "test" is its held-out part, "val" is cut from the rest by group, "train" what is left.
+
+    A test split that the data bring stays out of it ("" in every fold), so that it can still be looked at once.
+    InputError where a class has too few groups.
+    """
+    pool = np.array([i for i, split in enumerate(store.given_splits) if split != "test"])
+    fold_of = folds_of(store, pool, folds, seed)
+    result = []
+    for fold in range(folds):
+        splits = np.full(len(store.labels), "", dtype="<U5")
+        rest = pool[fold_of != fold]
+        given: list[str | None] = ["train"] * len(rest)
+        splits[rest] = assign_splits(
+            [store.classes[store.labels[i]] for i in rest], [store.groups[i] for i in rest], given,
+            val_fraction=val_fraction, test_fraction=0, seed=seed,
+        )  # fmt: skip
+        splits[pool[fold_of == fold]] = "test"
+        result.append(splits)
+    return result
+
+
+def folds_of(store: Store, rows: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """The fold of each of some rows of a store, [n] int64; as `assign_folds`."""
+    labels, groups = [store.classes[store.labels[i]] for i in rows], [store.groups[i] for i in rows]
+    return assign_folds(labels, groups, folds, seed)
