@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import changes, run, scaling
+from benchmarks import changes, profile, run, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "speed"
-KINDS: dict[str, Any] = {"cases": run, "changes": changes, "rows": scaling}  # what a file holds, and who wrote it
+# what a file holds, and who wrote it
+KINDS: dict[str, Any] = {"cases": run, "changes": changes, "rows": scaling, "profile": profile}
 BEGIN, END = "<!-- figures: python -m benchmarks.page -->", "<!-- end of figures -->"
 
 

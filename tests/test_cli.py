@@ -19,7 +19,7 @@ from dcube.cli import app
 from dcube.errors import DCubeError, InputError
 
 VERBS = ["demo", "prepare", "fit", "diffuse", "select", "classify", "evaluate", "report", "predict", "recipes"]
-VERBS += ["probe", "sample"]
+VERBS += ["probe", "sample", "reproduce", "benchmark"]
 
 
 @pytest.fixture

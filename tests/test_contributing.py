@@ -12,7 +12,7 @@ from dcube.data import sources
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/paper_map.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/paper_map.md", "docs/benchmark.md")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=["loss", "backbone", "source", "baseline"])

@@ -14,13 +14,13 @@ ORDER = (
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
     *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples", "crossval", "dryrun"),
-    "reproduce",
-    *("api", "pretraining", "console", "prediction", "cli"),
+    *("reproduce", "benchmark"),
+    *("api", "pretraining", "console", "options", "prediction", "studies_cli", "cli"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
     *("__init__", "errors", "files", "progress", "lock", "sections", "config", "settings"),
-    *("environment", "runs", "opening", "api", "console", "prediction", "cli"),
+    *("environment", "runs", "opening", "api", "console", "options", "prediction", "studies_cli", "cli"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60
 

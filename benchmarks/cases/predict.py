@@ -17,7 +17,7 @@ def paths_of(world: World, count: int) -> list[str]:
     folder = world.folder / f"predict-{count}"
     if not folder.exists():
         write_files(folder, count, world.size.stored)
-    return [str(path) for path in sorted(folder.rglob("*.png"))]
+    return [str(path) for path in sorted(folder.rglob("*.png"))[:count]]
 
 
 def predictor_of(world: World) -> Predictor:

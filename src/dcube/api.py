@@ -209,12 +209,9 @@ def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
 
 def splits_of(store: "Store", settings: Experiment) -> np.ndarray:
     """The split of every image, [N] str: the one the data bring, or one made by group."""
-    from dcube.data.split import assign_splits
+    from dcube.data import folds
 
-    return assign_splits(
-        [store.classes[y] for y in store.labels], store.groups, store.given_splits,
-        val_fraction=settings.data.val_fraction, test_fraction=settings.data.test_fraction, seed=settings.seed,
-    )  # fmt: skip
+    return folds.splits_of(store, settings.data, settings.seed)
 
 
 def _open(data: str, settings: Experiment) -> "ImageSet":

@@ -6,7 +6,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcube.console import OneSentence, check_stage, guarded, numbers, print_probe, print_result, result_table
+from dcube import studies_cli
+from dcube.console import OneSentence, check_stage, guarded, print_probe, print_result, result_table
+from dcube.options import RESTART, Data, Debug, Device, Recipe, RunFolder, Seed, Set
 
 app = typer.Typer(
     name="dcube",
@@ -17,15 +19,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Data = Annotated[str, typer.Argument(help="Folder of class folders, a manifest.csv (or its folder), or 'phantom:'.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder made by 'dcube fit'.")]
-Recipe = Annotated[str, typer.Option(help="Name of a recipe (see 'dcube recipes') or a YAML file.")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of split, training and bootstrap.")]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where to compute.")]
-RESTART = "Redo the stages that changed settings or data touch; everything, where nothing changed."
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 @app.command()
@@ -236,32 +229,6 @@ def sample(
 
 @app.command()
 @guarded
-def reproduce(
-    study: Annotated[Literal["step1"], typer.Argument(help="Which study: step1, does step 1 earn its keep?")],
-    data: Annotated[list[str], typer.Option("--data", help="An image set, as for 'dcube fit'; repeatable.")],
-    out: Annotated[Path, typer.Option(help="Folder of the study.")],
-    recipe: Recipe = "small",
-    folds: Annotated[int, typer.Option(min=2, help="Folds by group; the given test split stays out.")] = 3,
-    seeds: Annotated[str, typer.Option(help="Seeds, as in 0,1.")] = "0,1",
-    timesteps: Annotated[str, typer.Option(help="Timesteps that a probe may choose from.")] = "50",
-    jobs: Annotated[int, typer.Option(min=1, help="Cells side by side, each on a core of its own.")] = 1,
-    quarter: Annotated[bool, typer.Option(help="Ask again with a quarter of the training part.")] = True,
-    set_: Set = None,
-    debug: Debug = False,
-) -> None:
-    """A claim as one command: group cross-validation, paired intervals, tables and figures. Repeat it to continue."""
-    from dcube.reproduce import reproduce_step1, study_settings
-
-    steps, repeats = numbers(timesteps, "--timesteps"), numbers(seeds, "--seeds")
-    settings = study_settings(recipe, set_ or ())
-    reproduce_step1(
-        data, out, settings, folds=folds, seeds=repeats, jobs=jobs, timesteps=steps, quarter=quarter
-    )  # fmt: skip
-    typer.echo((out / f"{study}.md").read_text(encoding="utf-8"))
-
-
-@app.command()
-@guarded
 def recipes(debug: Debug = False) -> None:
     """List the recipes with what each is for."""
     from importlib import resources
@@ -271,6 +238,10 @@ def recipes(debug: Debug = False) -> None:
     for name in recipe_names():
         first = resources.files("dcube.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
         typer.echo(f"{name:14} {first.removeprefix('# ')}")
+
+
+app.command()(studies_cli.benchmark)
+app.command()(studies_cli.reproduce)
 
 
 def main() -> None:

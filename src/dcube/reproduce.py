@@ -31,7 +31,7 @@ def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
 
 def reproduce_step1(
     data: Sequence[str | Path], out: Path, settings: Experiment, *, folds: int = 3, seeds: Sequence[int] = (0, 1),
-    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True,
+    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True, relatives: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """The study of step 1 on every image set of `data`; continues where it was interrupted.
 
@@ -41,13 +41,16 @@ def reproduce_step1(
     check_models(settings)
     if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
-    stores = _stores(data, settings)
+    stores = named_stores(data, settings)
     asked = {
         "settings": settings.model_dump(mode="json", exclude={"seed", "runtime"}), "folds": folds,
         "timesteps": list(timesteps), "data": {name: store.key for name, store in stores.items()},
     }  # fmt: skip
     _keep_plan(out, asked)
-    units = study(stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter)
+    units = study(
+        stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
+        relatives=relatives,
+    )  # fmt: skip
     summary = summarise(units, settings.evaluation.bootstrap)
     write_json(out / "step1.json", {"plan": asked, "results": summary})
     write_text(out / "step1.md", markdown(summary))
@@ -58,7 +61,8 @@ def reproduce_step1(
     return summary
 
 
-def _stores(data: Sequence[str | Path], settings: Experiment) -> dict[str, Store]:
+def named_stores(data: Sequence[str | Path], settings: Experiment) -> dict[str, Store]:
+    """The prepared images of several sets by the names of their folders; InputError where two have the same."""
     stores: dict[str, Store] = {}
     for source in data:
         images = open_images(str(source), settings.seed)

@@ -17,11 +17,13 @@ class Section(BaseModel):
 
 
 class OptimizerConfig(Section):
-    """AdamW and the length of a training; exactly one of `steps` and `epochs`."""
+    """The optimiser (AdamW unless said otherwise) and the length of a training; exactly one of `steps` and `epochs`."""
 
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive = 2e-4
     weight_decay: NonNegative = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)  # of adamw and adam
+    momentum: Fraction | None = None  # of sgd; None: 0.9
     batch_size: Count = 32
     steps: Count | None = None
     epochs: Positive | None = None
@@ -35,6 +37,14 @@ class OptimizerConfig(Section):
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give exactly one of steps and epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _only_what_acts(self) -> Self:
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError("momentum belongs to name sgd")
+        if self.betas != (0.9, 0.999) and self.name == "sgd":
+            raise ValueError("betas belong to name adamw or adam")
         return self
 
     def total_steps(self, images: int) -> int:

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import page, scaling
+from benchmarks import page, profile, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import all_cases
 from benchmarks.images import labels_of, write_files
@@ -166,6 +166,28 @@ def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert [row["value"] for row in rows] == [1, 2, 4] and all(row[f"{step}_s"] > 0 for row in rows for step in STEPS)
     assert rows[0]["cache_mb"] < rows[1]["cache_mb"] < rows[2]["cache_mb"]
     assert "cache_mb" in capsys.readouterr().out and "cache_mb" in page.table(found)
+
+
+@pytest.mark.parametrize(
+    ("operation", "kind"),
+    [
+        ("aten::convolution_backward", "convolution"), ("aten::mkldnn_convolution", "convolution"),
+        ("aten::addmm", "matrix product"), ("aten::native_batch_norm", "normalisation"),
+        ("aten::_fused_adamw_", "optimiser, EMA"), ("aten::_foreach_norm", "optimiser, EMA"),
+        ("aten::copy_", "copies, casts, joins"), ("aten::gelu", "other arithmetic"),
+    ],
+)  # fmt: skip
+def test_kinds_of_operations(operation: str, kind: str) -> None:
+    assert profile.kind_of(operation) == kind
+
+
+def test_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "profile.json"
+    monkeypatch.setattr("sys.argv", ["profile", "--size", "tiny", "--only", "step1", "--json", str(file)])
+    profile.main()
+    [row] = json.loads(file.read_text())["profile"]
+    assert sum(row["share"].values()) == pytest.approx(1) and row["share"]["convolution"] > 0 < row["seconds"]
+    assert "step1" in page.table(json.loads(file.read_text()))
 
 
 @pytest.mark.parametrize("name", SIZES)

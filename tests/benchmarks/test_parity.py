@@ -126,9 +126,11 @@ def test_ancestral_sampling(world: World) -> None:
     assert sample.deviation(None, None, world) < TOLERANCE
 
 
-def test_prediction(world: World) -> None:
-    rows, expected = predict.ours(3, world)[0][0](), predict.reference(3, world)[0][0]()
-    assert expected.shape == (3, 3) and np.allclose(expected.sum(1), 1)
+@pytest.mark.parametrize("count", [1, 3])
+def test_prediction(world: World, count: int) -> None:
+    rows, expected = predict.ours(count, world)[0][0](), predict.reference(count, world)[0][0]()
+    assert len(rows) == len(expected) == count
+    assert expected.shape == (count, 3) and np.allclose(expected.sum(1), 1)
     assert predict.deviation(rows, expected, world) < TOLERANCE
 
 

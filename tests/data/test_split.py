@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcube.data.split import assign_folds, assign_splits, check_splits
+from dcube.data.split import assign_folds, assign_splits, check_splits, keep_share
 from dcube.errors import InputError
 
 
@@ -130,3 +130,26 @@ def test_partly_given_and_faulty_splits() -> None:
         check_splits(["a"], ["1"], np.array(["holdout"]))
     with pytest.raises(InputError, match="one class only"):
         check_splits(["a", "a"], ["1", "2"], np.array(["train", "test"]))
+
+
+@given(table=tables(per_class=1), share=st.floats(0.05, 0.95), seed=st.integers(0, 3))
+@settings(max_examples=50, deadline=None)
+def test_a_share_keeps_whole_groups_and_classes(
+    table: tuple[list[str], list[str]], share: float, seed: int
+) -> None:
+    labels, groups = table
+    kept = keep_share(labels, groups, share, seed)
+    assert {label for label, stays in zip(labels, kept, strict=True) if stays} == set(labels)
+    assert all(len(parts) == 1 for parts in parts_of_groups(groups, kept).values())
+    assert (keep_share(labels, groups, share, seed) == kept).all()
+
+
+def test_a_share_is_about_as_large_as_it_says() -> None:
+    labels = ["a"] * 200 + ["b"] * 100
+    groups = [f"g{i // 2}" for i in range(300)]
+    for share in (0.1, 0.25, 0.5):
+        kept = keep_share(labels, groups, share, 0)
+        assert np.isclose(kept[:200].mean(), share, atol=0.02) and np.isclose(kept[200:].mean(), share, atol=0.02)
+    assert (keep_share(labels, groups, 0.25, 0) != keep_share(labels, groups, 0.25, 1)).any()
+    with pytest.raises(InputError, match="share of 0"):
+        keep_share(labels, groups, 0, 0)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcube.evaluation.intervals import evaluate_predictions, paired_difference
-from dcube.evaluation.repeats import repeated_difference, repeated_metric
+from dcube.evaluation.repeats import repeated_difference, repeated_metric, repeated_metrics
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
@@ -22,6 +22,8 @@ def test_one_repeat_is_the_plain_evaluation() -> None:
     plain = evaluate_predictions(p, LABELS, GROUPS, ["a", "b", "c"], bootstrap=200)["macro_f1"]
     once = repeated_metric([p], LABELS, GROUPS, bootstrap=200)
     assert once == plain | {"repeats": [plain["value"]]}
+    several = repeated_metrics([p], LABELS, GROUPS, ("ece", "macro_f1"), bootstrap=200)
+    assert several["macro_f1"] == once and several["ece"] == repeated_metric([p], LABELS, GROUPS, "ece", bootstrap=200)
     difference = repeated_difference([q], [p], LABELS, GROUPS, bootstrap=200)
     assert difference["low"] == paired_difference(q, p, LABELS, GROUPS, bootstrap=200)["low"]
 

@@ -8,7 +8,7 @@ import pytest
 
 from dcube.data.dataset import ImageData
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.step1 import PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
+from dcube.experiments.step1 import ARMS, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
 from dcube.experiments.step1_cell import best_blocks, fold_data
 from dcube.experiments.step1_summary import PROBE, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
@@ -54,7 +54,7 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
     for unit in units:
         cell = cell_of(unit)
         found = read_cell(cell)
-        arms = [TRAINED, PLAIN, UNTRAINED]
+        arms = list(ARMS)
         names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms), *SYSTEMS]
         assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn"}
         for probabilities in found.values():

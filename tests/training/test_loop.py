@@ -60,6 +60,39 @@ def test_the_loop_is_plain_adamw_with_clipping(run: Path) -> None:
     assert not torch.equal(plain_adamw(20, 0.05, 0.5), plain_adamw(20, 0.05, 1e9))
 
 
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("adam", torch.optim.Adam),
+        ("sgd", lambda groups, lr: torch.optim.SGD(groups, lr, momentum=0.9)),
+    ],
+)
+def test_every_optimiser_is_torchs_own_also_after_a_stop(run: Path, name: Any, theirs: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    groups = [{"params": [model.weight], "weight_decay": 0.3}, {"params": [model.bias], "weight_decay": 0.0}]
+    optimizer = theirs(groups, lr=0.01)
+    for step in range(20):
+        squares(model, batch_of(step), step)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    config = OptimizerConfig(name=name, lr=0.01, steps=20, weight_decay=0.3, grad_clip=None, dtype="fp32")
+    train(task_of(), config, 9, 0, run, CPU)
+    task = task_of()
+    train(task, config, 20, 0, run, CPU)  # goes on with the optimiser's own state
+    torch.testing.assert_close(task.model.weight.detach(), model.weight.detach(), rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_settings_of_another_optimiser_are_errors() -> None:
+    with pytest.raises(ValueError, match="momentum belongs to name sgd"):
+        OptimizerConfig(steps=1, momentum=0.9)
+    with pytest.raises(ValueError, match="betas belong to"):
+        OptimizerConfig(steps=1, name="sgd", betas=(0.8, 0.9))
+    slow = make_optimizer(task_of(), OptimizerConfig(steps=1, name="sgd", momentum=0.5))
+    assert slow.defaults["momentum"] == 0.5
+
+
 def test_learning_rate() -> None:
     config = OptimizerConfig(lr=2.0, warmup_steps=4, steps=20, decay="cosine")
     assert [learning_rate(config, k, 20) for k in range(4)] == [0.5, 1.0, 1.5, 2.0]

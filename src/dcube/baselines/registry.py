@@ -23,25 +23,30 @@ SMALLEST, LARGEST = 32, 1024  # image sizes in pixels
 
 @dataclass(frozen=True)
 class Recipe:
-    """A row of the paper's table IX: how a system is trained there. row: whose row it is, or why it is not in it."""
+    """A row of the paper's table IX: how a system is trained there. row: whose row it is, or why it is not in it.
+
+    rates: ours, the learning rates of AdamW that are tried where every system gets one equal budget.
+    """
 
     row: str
     optimizer: Literal["sgd", "adamw", "adam"]
     lr: float
     weight_decay: float
     epochs: int
+    rates: tuple[float, ...]
 
 
-RESNET = Recipe("ResNet-101, ResNeXt-101", "sgd", 1e-3, 1e-4, 50)
-SHUFFLENET = Recipe("ShuffleNet V2", "sgd", 1e-3, 5e-5, 50)
-VIT = Recipe("ViT-B/16", "adamw", 6e-6, 0.3, 200)
-MIT = Recipe("MiT-b0", "adamw", 8e-6, 1e-2, 100)
-CVT = Recipe("CvT", "adamw", 6.5e-5, 1e-2, 100)
-PVT2 = Recipe("PVT v2-b0", "adamw", 1e-5, 1e-2, 50)
-PVT1 = Recipe("PVT-tiny", "adamw", 8e-6, 1e-2, 50)
-CPT = Recipe("CPT", "adamw", 5e-5, 1e-2, 50)
-DIFFMIC = Recipe("none in table IX: DiffMIC's own", "adam", 1e-3, 0.0, 1000)
-GUIDANCE = Recipe("none in table IX: DiffMIC's own, of its guidance", "adam", 2e-4, 0.0, 15)
+CNN_RATES, ATTENTION_RATES = (1e-3, 3e-4), (5e-4, 1e-4)
+RESNET = Recipe("ResNet-101, ResNeXt-101", "sgd", 1e-3, 1e-4, 50, CNN_RATES)
+SHUFFLENET = Recipe("ShuffleNet V2", "sgd", 1e-3, 5e-5, 50, CNN_RATES)
+VIT = Recipe("ViT-B/16", "adamw", 6e-6, 0.3, 200, ATTENTION_RATES)
+MIT = Recipe("MiT-b0", "adamw", 8e-6, 1e-2, 100, ATTENTION_RATES)
+CVT = Recipe("CvT", "adamw", 6.5e-5, 1e-2, 100, ATTENTION_RATES)
+PVT2 = Recipe("PVT v2-b0", "adamw", 1e-5, 1e-2, 50, ATTENTION_RATES)
+PVT1 = Recipe("PVT-tiny", "adamw", 8e-6, 1e-2, 50, ATTENTION_RATES)
+CPT = Recipe("CPT", "adamw", 5e-5, 1e-2, 50, ATTENTION_RATES)
+DIFFMIC = Recipe("none in table IX: DiffMIC's own", "adam", 1e-3, 0.0, 1000, CNN_RATES)
+GUIDANCE = Recipe("none in table IX: DiffMIC's own, of its guidance", "adam", 2e-4, 0.0, 15, (1e-3, 2e-4))
 
 
 def nearest(recipe: Recipe) -> Recipe:
@@ -62,6 +67,7 @@ class Baseline:
 
 
 LIKE_RESNET, LIKE_VIT = nearest(RESNET), nearest(VIT)
+LIKE_LORA, LIKE_PROBE = replace(LIKE_VIT, rates=(1e-3, 3e-4)), replace(LIKE_VIT, rates=(1e-2, 1e-3))
 LITE0, LITE0_SOURCE = OFFLINE_MODEL, "Tan and Le, ICML 2019; timm"
 RADIO, RADIO_PAPER = "vit_base_patch16_radio_v3.c_radio", "Ranzinger et al., CVPR 2024; C-RADIO v3, ViT-B/16"
 CPT_PAPER, DIFFMIC_PAPER = "after Viriyasaranon et al., JBHI 2023", "Yang et al., MICCAI 2023"
@@ -96,12 +102,12 @@ REGISTRY: dict[str, Baseline] = {
     "diffmic_resnet18": Baseline("DiffMIC, small", DIFFMIC_RESNET18, DIFFMIC_PAPER, NAMED, DIFFMIC),
     "diffmic_lite0": Baseline("DiffMIC, small, EfficientNet-Lite0", DIFFMIC_LITE0, DIFFMIC_PAPER, PACKAGED, DIFFMIC),
     "guidance": Baseline("DiffMIC's guidance", guided("resnet50"), DIFFMIC_PAPER, NAMED, GUIDANCE),
-    "guidance_resnet18": Baseline("the same, ResNet-18", guided("resnet18"), DIFFMIC_PAPER, NAMED, GUIDANCE),
-    "guidance_lite0": Baseline("the same, EfficientNet-Lite0", guided(LITE0), DIFFMIC_PAPER, PACKAGED, GUIDANCE),
+    "guidance_resnet18": Baseline("DiffMIC's guidance, ResNet-18", guided("resnet18"), DIFFMIC_PAPER, NAMED, GUIDANCE),
+    "guidance_lite0": Baseline("DiffMIC's guidance, Lite0", guided(LITE0), DIFFMIC_PAPER, PACKAGED, GUIDANCE),
     "radio_full": Baseline("RADIO, full tuning", foundation(RADIO, "full"), RADIO_PAPER, NAMED, LIKE_VIT),
-    "radio_lora": Baseline("RADIO + LoRA", foundation(RADIO, "lora"), RADIO_PAPER, NAMED, LIKE_VIT),
-    "radio_linear": Baseline("RADIO + linear probe", foundation(RADIO, "linear"), RADIO_PAPER, NAMED, LIKE_VIT),
-    "medclip_linear": Baseline("MedCLIP + linear probe", medclip, "Wang et al., EMNLP 2022", OWN_FILE, LIKE_VIT),
+    "radio_lora": Baseline("RADIO + LoRA", foundation(RADIO, "lora"), RADIO_PAPER, NAMED, LIKE_LORA),
+    "radio_linear": Baseline("RADIO + linear probe", foundation(RADIO, "linear"), RADIO_PAPER, NAMED, LIKE_PROBE),
+    "medclip_linear": Baseline("MedCLIP + linear probe", medclip, "Wang et al., EMNLP 2022", OWN_FILE, LIKE_PROBE),
 }
 
 

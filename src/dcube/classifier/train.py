@@ -15,8 +15,8 @@ from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
-from dcube.evaluation.metrics import macro_f1
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
+from dcube.training.best import BestWeights
 from dcube.training.fastest import Trial
 from dcube.training.loop import Hook, Task, Trained, train
 from dcube.training.order import key, torch_rng
@@ -83,27 +83,14 @@ class Validation:
         self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path, metadata: dict[str, Any]
     ) -> None:
         self.data, self.experiment, self.frozen = data, experiment, frozen
-        self.directory, self.metadata = directory, metadata
         self.indices = data.indices("val")
+        file = directory / "best.safetensors"
+        self.best = BestWeights(file, data.labels[self.indices], len(data.classes), metadata)
         steps = experiment.features.prediction_timesteps
         self.cache = make_cache(data, self.indices, frozen, experiment, steps, directory, mirror=False)
 
     def __call__(self, step: int, ema: nn.Module, extra: dict[str, Any]) -> dict[str, Any]:
-        labels = self.data.labels[self.indices]
-        probabilities = self.probabilities(ema)
-        chosen = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)
-        predicted = probabilities.argmax(1)
-        row = {
-            "macro_f1": float(macro_f1(labels, predicted, len(self.data.classes))),
-            "accuracy": float((predicted == labels).mean()),
-            "cross_entropy": float(-np.log(chosen).mean()),
-        }
-        best = extra.get("best")
-        better = best is None or (row["macro_f1"], -row["cross_entropy"]) > (best["macro_f1"], -best["cross_entropy"])
-        if better:  # the file first: a kill between the two repeats this validation
-            save_weights(self.directory / "best.safetensors", ema, self.metadata | {"step": step, "validation": row})
-            extra["best"] = {"step": step, **row}
-        return {"event": "validation", **row}
+        return self.best(step, ema, extra, self.probabilities(ema))
 
     @torch.inference_mode()
     def probabilities(self, ema: nn.Module) -> np.ndarray:

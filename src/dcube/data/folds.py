@@ -1,9 +1,18 @@
-"""Group cross-validation: who is held out in which fold."""
+"""Who of a store is in which split, and in which fold of a group cross-validation."""
 
 import numpy as np
 
+from dcube.config import DataConfig
 from dcube.data.split import assign_folds, assign_splits
 from dcube.data.store import Store
+
+
+def splits_of(store: Store, config: DataConfig, seed: int) -> np.ndarray:
+    """The split of every image, [N] str: the one the data bring, or one made by group."""
+    return assign_splits(
+        [store.classes[y] for y in store.labels], store.groups, store.given_splits,
+        val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=seed,
+    )  # fmt: skip
 
 
 def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) -> list[np.ndarray]:

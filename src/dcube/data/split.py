@@ -83,6 +83,17 @@ def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed:
     return _deal(np.asarray(labels), np.asarray(groups), shares, seed, need_all=True)
 
 
+def keep_share(labels: Sequence[str], groups: Sequence[str], share: float, seed: int) -> np.ndarray:
+    """Which images stay when about `share` (0 .. 1, both excluded) of them is kept, [N] bool: whole groups, each class
+    in proportion and with at least one group. InputError for another share.
+    """
+    if not 0 < share < 1:
+        raise InputError(f"A share of {share:g} of the training images makes no sense; give one above 0 and below 1.")
+    shares = np.array([share, 1 - share])
+    kept: np.ndarray = _deal(np.asarray(labels), np.asarray(groups), shares, seed, need_all=False) == 0
+    return kept
+
+
 def _deal(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, *, need_all: bool) -> np.ndarray:
     """Deal whole groups into parts of the given shares, each class in proportion. [N] int64.
 

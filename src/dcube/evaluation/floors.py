@@ -4,6 +4,8 @@ Three models without any representation learning, fitted on the same training im
 regression on simple statistics of an image, and logistic regression on its 32x32 pixels.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
@@ -44,31 +46,40 @@ def floors(
     *,
     classes: int,
     seed: int = 0,
+    names: Sequence[str] = FLOORS,
 ) -> dict[str, Floats]:
-    """Probabilities [N, K] of the floors "majority", "statistics" and "pixels" for `images`.
+    """Probabilities [N, K] of the floors "majority", "statistics" and "pixels" (or those of `names`) for `images`.
 
     train_images: [n, C, S, S] in [0, 1]; train_labels: [n] in 0 .. classes - 1; train_groups: [n] names, kept whole
     where the pixels' regression is tuned; images: [N, C, S, S]. A class without training images gets probability 0.
     """
     train_labels = np.asarray(train_labels, dtype=np.int64)
     frequencies = np.bincount(train_labels, minlength=classes) / len(train_labels)
-    result = {"majority": np.tile(frequencies, (len(images), 1))}
+    majority = np.tile(frequencies, (len(images), 1))
     if len(np.unique(train_labels)) < 2:
-        return result | {name: result["majority"].copy() for name in FLOORS[1:]}
+        return {name: majority.copy() for name in names}
+    made: dict[str, Callable[[], Floats]] = {
+        "majority": lambda: majority,
+        "statistics": lambda: _of_statistics(train_images, train_labels, images, classes),
+        "pixels": lambda: _of_pixels(train_images, train_labels, np.asarray(train_groups), images, classes, seed),
+    }
+    return {name: made[name]() for name in names}
 
+
+def _of_statistics(train_images: Images, train_labels: Ints, images: Images, classes: int) -> Floats:
     regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
     regression.fit(simple_statistics(train_images), train_labels)
-    result["statistics"] = spread(
-        regression.predict_proba(simple_statistics(images)), regression[-1].classes_, classes
-    )
+    return spread(regression.predict_proba(simple_statistics(images)), regression[-1].classes_, classes)
 
+
+def _of_pixels(
+    train_images: Images, train_labels: Ints, groups: NDArray[np.str_], images: Images, classes: int, seed: int
+) -> Floats:
     pixels, test_pixels = _pixels(train_images), _pixels(images)
     centre, scale = pixels.mean(0), pixels.std() + 1e-8  # one scale: a constant border pixel must not be blown up
     pixels, test_pixels = (pixels - centre) / scale, (test_pixels - centre) / scale
     pixels, test_pixels = _rotate(pixels, test_pixels)
-    groups = np.asarray(train_groups)
-    result["pixels"] = tuned_regression(pixels, train_labels, groups, test_pixels, classes=classes, seed=seed)
-    return result
+    return tuned_regression(pixels, train_labels, groups, test_pixels, classes=classes, seed=seed)
 
 
 def simple_statistics(images: Images) -> Floats:

@@ -1,12 +1,11 @@
 """Independent units of a study, side by side in processes of their own."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any, TypeVar
 
-import torch
+from dcube.training.runtime import limit_threads
 
 Unit = TypeVar("Unit")
 
@@ -18,13 +17,13 @@ def run_units(work: Callable[[Unit], Any], units: Sequence[Unit], jobs: int, thr
     the running ones have ended; what was done stays done, for each unit keeps its results itself.
     """
     if jobs == 1:
-        _limit(threads)
+        limit_threads(threads)
         for number, unit in enumerate(units, 1):
             work(unit)
             print(f"{number}/{len(units)} {unit}", flush=True)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, initializer=_limit, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(jobs, context, initializer=limit_threads, initargs=(threads,)) as pool:
         running = {pool.submit(work, unit): unit for unit in units}
         try:
             for number, done in enumerate(as_completed(running), 1):
@@ -34,8 +33,3 @@ def run_units(work: Callable[[Unit], Any], units: Sequence[Unit], jobs: int, thr
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
-
-def _limit(threads: int) -> None:
-    """Processes that each take all cores get in each other's way, many times over."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    torch.set_num_threads(threads)

@@ -26,12 +26,18 @@ from dcube.experiments.step1_cell import (
 )  # fmt: skip
 from dcube.settings import override
 
-TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "without eq. 4"
-ARMS: dict[str, tuple[str, ...]] = {  # step 1, as changes of the recipe
-    TRAINED: (),
-    PLAIN: ("diffusion.contrastive.weight=0",),
-    UNTRAINED: (),
+TRAINED, UNTRAINED = "trained", "untrained"
+EARLY = "diffusion.contrastive.horizon=0.5"  # at much noise there is no class to see
+RELATIVES: dict[str, tuple[str, ...]] = {  # what could bring the labels, or what a CNN knows, into step 1
+    "eq. 4": (
+        "diffusion.contrastive.weight=0.1", "diffusion.contrastive.distance=centred", "diffusion.contrastive.pairs=all",
+        "diffusion.contrastive.margin=1", EARLY,
+    ),
+    "supervised contrastive": ("diffusion.contrastive.weight=0.1", "diffusion.contrastive.form=supervised", EARLY),
+    "auxiliary head": ("diffusion.contrastive.weight=1", "diffusion.contrastive.form=auxiliary", EARLY),
+    "aligned to the CNN": ("diffusion.align.weight=0.5",),
 }
+ARMS: dict[str, tuple[str, ...]] = {TRAINED: (), UNTRAINED: (), **RELATIVES}  # step 1, as changes of the recipe
 SYSTEMS: dict[str, tuple[str | None, tuple[str, ...]]] = {  # step 2: which step 1 (None: none), changes of the recipe
     "D-Cube": (TRAINED, ()),
     "untrained step 1": (UNTRAINED, ()),
@@ -56,7 +62,6 @@ class Unit:
     quarter: bool
     timesteps: tuple[int, ...]
     arms: tuple[str, ...]
-    systems: tuple[str, ...]
 
     @property
     def directory(self) -> Path:
@@ -70,24 +75,28 @@ class Unit:
 
 def study(
     stores: dict[str, Store], settings: Experiment, out: Path, *, folds: int, seeds: Sequence[int], jobs: int,
-    timesteps: tuple[int, ...], arms: Sequence[str] = tuple(ARMS), systems: Sequence[str] = tuple(SYSTEMS),
-    quarter: bool = True,
+    timesteps: tuple[int, ...], quarter: bool = True, relatives: bool = True,
 ) -> list[Unit]:  # fmt: skip
-    """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`.
+    """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Last come the
+    relatives of eq. 4, with the first seed and the whole training part only.
 
     InputError where a class has too few groups for the folds, or for a quarter of their training parts.
     """
-    units = [
-        Unit(
-            name, store.directory, out, settings.model_copy(update={"seed": seed}), folds, fold, share, timesteps,
-            tuple(arms), tuple(systems),
-        )
-        for share in ((False, True) if quarter else (False,))
-        for seed in seeds for fold in range(folds) for name, store in stores.items()
-    ]  # fmt: skip
+    def units_of(arms: Sequence[str], share: bool, some: Sequence[int]) -> list[Unit]:
+        return [
+            Unit(
+                name, store.directory, out, settings.model_copy(update={"seed": seed}), folds, fold, share, timesteps,
+                tuple(arms),
+            )
+            for seed in some for fold in range(folds) for name, store in stores.items()
+        ]  # fmt: skip
+
+    shares = (False, True) if quarter else (False,)
+    units = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds)]
+    others = units_of(tuple(RELATIVES), False, seeds[:1]) if relatives else []
     for unit in units:
         cell_of(unit)  # too few groups for such parts are found before hours of work
-    run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
+    run_units(run_unit, [*units, *others], jobs, max(1, settings.runtime.threads))
     return units
 
 
@@ -100,10 +109,11 @@ def run_unit(unit: Unit) -> None:
         settings = override(unit.settings, ARMS[arm])
         trained[arm] = untrained_arm(cell, settings) if arm == UNTRAINED else diffusion_arm(cell, arm, settings)
         probed[arm] = probe_arm(cell, arm, settings, trained[arm], unit.timesteps, cnn)
-    for system in unit.systems:
-        source, changes = SYSTEMS[system]
+    if TRAINED not in unit.arms:
+        return
+    for system, (source, changes) in SYSTEMS.items():
         blocks = best_blocks(probed[source], unit.settings.features.top_k) if source else []
-        classify_system(cell, system, override(unit.settings, changes), trained[source or unit.arms[0]], blocks)
+        classify_system(cell, system, override(unit.settings, changes), trained[source or TRAINED], blocks)
 
 
 def untrained_arm(cell: Cell, settings: Experiment) -> Diffusion:

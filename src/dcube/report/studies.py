@@ -1,4 +1,4 @@
-"""Figures of studies over several data sets."""
+"""Figures of studies and benchmarks over several data sets."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -38,3 +38,33 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
         panels[0].invert_yaxis()
 
     return svg_text(draw, 3.2 + 2.4 * len(names), 0.9 + 0.36 * len(labels))
+
+
+def field_figure(sets: Mapping[str, Any], metric: str = "macro_f1") -> str:
+    """Every system's mean over the seeds with its interval, a panel per data set, in the order of the first; hollow
+    without pretrained weights, coloured for D-Cube and the other uses of its step 1.
+
+    sets: of a benchmark's summary. Returns SVG text.
+    """
+    rows = {name: {row["title"]: row for row in found["systems"] if "metrics" in row} for name, found in sets.items()}
+    labels = list(dict.fromkeys(title for held in rows.values() for title in held))
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]
+        for panel, (name, held) in zip(panels, rows.items(), strict=True):
+            for title, row in held.items():
+                at, value = labels.index(title), row["metrics"][metric]
+                if value["low"] is None:
+                    continue
+                colour = ACCENT if row["minutes_step1"] else MUTED
+                panel.plot([value["low"], value["high"]], [at, at], color=colour, linewidth=1.3)
+                panel.scatter([value["repeats"]], [[at] * len(value["repeats"])], s=6, color=colour, zorder=2)
+                fill = "white" if row["random"] else colour
+                panel.scatter([value["value"]], [at], s=26, color=fill, edgecolor=colour, zorder=3)
+            panel.set_title(f"{name} ({sets[name]['split']})")
+            panel.set_xlabel(metric.replace("macro_f1", "macro-F1").replace("_", " "))
+            panel.grid(axis="x", color=RULE, linewidth=0.6)
+        panels[0].set_yticks(np.arange(len(labels)), labels)
+        panels[0].invert_yaxis()
+
+    return svg_text(draw, 2.8 + 2.6 * len(rows), 0.9 + 0.26 * max(1, len(labels)))

@@ -25,6 +25,7 @@ from dcube.training.state import TrainState, checkpoints
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 Parts: TypeAlias = dict[str, torch.Tensor]
+MOMENTUM = 0.9  # of SGD, where none is given
 LOG_EVERY = 10  # steps between log rows: the loop waits for the device only then
 
 
@@ -152,8 +153,8 @@ def _update(state: TrainState, config: OptimizerConfig, steps: int) -> torch.Ten
     return norm
 
 
-def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW; weight decay only on matrices and kernels, as is the custom."""
+def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser of the configuration; weight decay only on matrices and kernels, as is the custom."""
     groups = []
     for given in task.learning_rates(task.model) if task.learning_rates else [{"params": task.model.parameters()}]:
         trainable = [p for p in given["params"] if p.requires_grad]
@@ -161,7 +162,12 @@ def make_optimizer(task: Task, config: OptimizerConfig) -> torch.optim.AdamW:
         groups.append({"params": [p for p in trainable if p.ndim > 1], "scale": scale})
         groups.append({"params": [p for p in trainable if p.ndim <= 1], "scale": scale, "weight_decay": 0.0})
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True)
+    common: dict[str, Any] = {"lr": config.lr, "weight_decay": config.weight_decay, "fused": True}
+    if config.name == "sgd":
+        momentum = MOMENTUM if config.momentum is None else config.momentum
+        return torch.optim.SGD(groups, momentum=momentum, **common)
+    kind = torch.optim.AdamW if config.name == "adamw" else torch.optim.Adam
+    return kind(groups, betas=config.betas, **common)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -1,10 +1,12 @@
 """Device, precision and processes: the only file that knows Accelerate."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from dcube.config import RuntimeConfig
@@ -98,9 +100,19 @@ class Runtime:
 
 
 def use_threads(config: RuntimeConfig) -> None:
-    """Threads of torch on a CPU; the last bits of a sum depend on them, so every stage uses the same."""
+    """Threads on a CPU; the last bits of a sum depend on them, so every stage uses the same."""
     if config.threads:
-        torch.set_num_threads(config.threads)
+        limit_threads(config.threads)
+
+
+def limit_threads(count: int) -> None:
+    """So many threads for torch and for the linear algebra of NumPy and SciPy, loaded already or later: processes
+    that each take all cores get in each other's way, many times over.
+    """
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[name] = str(count)
 
 
 def check_device(device: str) -> None:

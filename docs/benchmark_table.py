@@ -1,0 +1,84 @@
+"""Write the figures of docs/benchmark.md from docs/paper_tables.json and results/benchmark/**/benchmark.json: no number
+of ours there is typed by hand.
+
+    python docs/benchmark_table.py            rewrite them
+    python docs/benchmark_table.py --check    exit 1 where they are out of date
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from dcube.experiments.benchmark.tables import how, table
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RESULTS = ROOT / "docs" / "benchmark.md", ROOT / "results" / "benchmark"
+PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
+BEGIN, END = "<!-- figures: docs/benchmark_table.py -->", "<!-- end of figures -->"
+NOTHING = "There is no result in results/benchmark/ yet: the columns of ours are still to come."
+
+
+def section(results: Path) -> str:
+    """The paper's tables with ours beside them, then every benchmark in full."""
+    files = sorted(results.rglob("benchmark.json"))
+    held = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    whole = [found for found in held.values() if not (found["plan"]["share"] or found["plan"]["rarest"])]
+    parts = ["### The paper's figures, and ours", ours_beside(whole)]
+    if not held:
+        return "\n\n".join([*parts, NOTHING])
+    for folder, found in held.items():
+        name = folder.relative_to(results).as_posix()
+        parts += [f"### {name}", how(found["plan"], found["results"])]
+        parts += [f"**{data}**\n\n{table(part)}" for data, part in found["results"]["sets"].items()]
+        if (folder / "benchmark.svg").is_file():
+            parts.append(f"![macro-F1 of every system, {name}](../results/benchmark/{name}/benchmark.svg)")
+    return "\n\n".join(parts)
+
+
+def ours_beside(whole: list[dict[str, Any]]) -> str:
+    """Accuracy / macro-F1 in per cent of every system of tables I and II, or of the smaller one that stands for it."""
+    ours: dict[str, dict[str, str]] = {}  # system -> data set -> figures; of several benchmarks the first counts
+    for found in whole:
+        for data, part in found["results"]["sets"].items():
+            for row in part["systems"]:
+                if "metrics" in row:
+                    figures = ours.setdefault(row["model"], {"": row["title"]})
+                    figures.setdefault(data, "{:.1f} / {:.1f}".format(*_per_cent(row["metrics"])))
+    sets = list(dict.fromkeys(data for figures in ours.values() for data in figures if data))
+    paper = PAPER["table2"] | {name: row for name, row in PAPER["table1"].items() if name not in PAPER["table2"]}
+    columns = list(dict.fromkeys(data for row in paper.values() for data in row if data != "title"))
+    lines = [
+        "| system | " + " | ".join([*(f"paper: {data}" for data in columns), "ours", *sets]) + " |",
+        "| --- " * (2 + len(columns) + len(sets)) + "|",
+    ]
+    for name, row in paper.items():
+        theirs = [_paper(row.get(data)) for data in columns]
+        standing = [other for other, of in PAPER["stands_for"].items() if of == name and other in ours]
+        for i, model in enumerate([m for m in (name, *standing) if m in ours] or [""]):
+            figures = ours.get(model, {})
+            cells = [row["title"], *theirs] if i == 0 else ["", *[""] * len(theirs)]
+            lines.append("| " + " | ".join([*cells, figures.get("", ""), *(figures.get(d, "") for d in sets)]) + " |")
+    return f"{PAPER['source']}; accuracy / macro-F1.\n\n" + "\n".join(lines)
+
+
+def _per_cent(metrics: dict[str, Any]) -> tuple[float, float]:
+    return 100 * metrics["accuracy"]["value"], 100 * metrics["macro_f1"]["value"]
+
+
+def _paper(figures: dict[str, float] | None) -> str:
+    return "" if figures is None else f"{figures['accuracy']:.2f} / {figures['f1']:.2f}"
+
+
+def main() -> None:
+    """Rewrite or check the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    fresh = f"{before}{BEGIN}\n{section(RESULTS)}\n{END}{rest.split(END)[1]}"
+    if "--check" in sys.argv:
+        sys.exit(0 if fresh == text else "docs/benchmark.md is out of date: run python docs/benchmark_table.py")
+    PAGE.write_text(fresh, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Training of any system by the loop of D-Cube's own steps: the same batches, validation and choice of weights."""
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dcube.baselines.base import Stage, System
+from dcube.config import Experiment
+from dcube.data.dataset import ImageData
+from dcube.training.best import BestWeights
+from dcube.training.budget import Length, Pace, deadline, end, spent
+from dcube.training.log import read_log
+from dcube.training.loop import Batch, Hook, Parts, Task, train
+from dcube.training.order import Order, numpy_rng, torch_rng
+from dcube.training.state import load_weights, save_weights
+
+CHUNK = 32  # images per forward of a prediction
+TRIAL_IMAGES = 4  # of the trial of the dtype
+PACE_STEPS, PACE_WARM = 12, 4  # steps that are timed, and how many of them come before the clock is believed
+PACE_IMAGES = 64  # validation images that are timed
+
+
+class SystemBatches:
+    """The batch of a step: the images that step 2 of D-Cube sees there (`ClassifierBatches`), mirrored as there, at
+    `diffusion.image_size`.
+    """
+
+    def __init__(self, data: ImageData, settings: Experiment) -> None:
+        self.data, self.seed = data, settings.seed
+        self.size, self.flips = settings.diffusion.image_size, settings.data.horizontal_flip
+        self.indices = data.indices("train")
+        self.labels = data.labels[self.indices]
+        batch_size = settings.classifier.optimizer.batch_size
+        self.order = Order(self.labels, batch_size, settings.seed, settings.data.balance == "sampler")
+
+    def __call__(self, step: int) -> Batch:
+        """images: [B, C, S, S] in [0, 1]; labels: [B] int64."""
+        rows = self.order.batch(step)
+        flipped = numpy_rng(self.seed, "step2", step).random(len(rows)) < (0.5 if self.flips else 0)
+        images = self.data.images(self.indices[rows], self.size)
+        mask = torch.from_numpy(flipped)[:, None, None, None]
+        return {"images": torch.where(mask, images.flip(-1), images), "labels": torch.from_numpy(self.labels[rows])}
+
+
+class StageLoss(nn.Module):
+    """A stage's loss as a function of images alone: what tells the dtype of its forward passes."""
+
+    def __init__(self, system: System, stage: Stage, classes: int) -> None:
+        super().__init__()
+        self.system, self.stage, self.classes = system, stage, classes
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        labels = torch.arange(len(images)) % self.classes
+        return self.stage.loss(images, labels, torch_rng(0, "trial"))[0]
+
+
+@dataclass(frozen=True)
+class TrainedSystem:
+    """The system with its chosen weights, in evaluation mode; seconds of training; steps done and planned."""
+
+    system: System
+    seconds: float
+    steps: int
+    planned: int
+
+
+def stage_task(system: System, stage: Stage, data: ImageData, settings: Experiment, hooks: list[Hook]) -> Task:
+    """A stage as the loop takes it. Random numbers of a step belong to the seed, the stage and the step."""
+    system.train()
+    batches = SystemBatches(data, settings)
+
+    def loss(_: nn.Module, batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
+        return stage.loss(batch["images"], batch["labels"], torch_rng(settings.seed, stage.name, step))
+
+    shape = TRIAL_IMAGES, data.channels, batches.size, batches.size
+    noise = torch.rand(shape, generator=torch_rng(0, "classifier", "trial"))
+    return Task(
+        stage.name, system, batches, loss, len(batches.indices) / settings.classifier.optimizer.batch_size,
+        learning_rates=lambda _: system.parameter_groups(), hooks=hooks,
+        memory_settings="classifier.optimizer.batch_size or the image size",
+        trials=lambda: {"dtype": (StageLoss(system, stage, len(data.classes)), (noise,))},
+    )  # fmt: skip
+
+
+def train_system(
+    system: System, data: ImageData, settings: Experiment, directory: Path, lengths: Sequence[Length],
+    metadata: dict[str, Any],
+) -> TrainedSystem:  # fmt: skip
+    """Train (or continue) every stage of a system, each for its length, by the optimiser of `settings.classifier`.
+
+    A stage begins with the EMA weights of the one before. Of the last, those with the best validation macro-F1 are
+    kept, in DIRECTORY/model.safetensors with `metadata`.
+    """
+    stages = system.stages()
+    rows = data.indices("val")
+    best = BestWeights(directory / "best.safetensors", data.labels[rows], len(data.classes), metadata)
+
+    def validate(step: int, ema: nn.Module, extra: dict[str, Any]) -> dict[str, Any]:
+        assert isinstance(ema, System)
+        return best(step, ema, extra, predict_system(ema, data, rows, settings)[0])
+
+    steps, seconds = 0, 0.0
+    for stage, length in zip(stages, lengths, strict=True):
+        last, part = stage is stages[-1], directory / stage.name
+        task = stage_task(system, stage, data, settings, [Hook(length.look_every, validate)] if last else [])
+        config, until = length.of(settings.classifier.optimizer), deadline(part, length.seconds)
+        result = train(task, config, length.steps, settings.seed, part, settings.runtime, until)
+        end(part)
+        system.load_state_dict(result.model.state_dict())
+        steps, seconds = steps + result.step, seconds + spent(part)
+    if result.extra.get("best"):
+        system.load_state_dict(load_weights(best.file)[0])
+    save_weights(directory / "model.safetensors", system, metadata)
+    return TrainedSystem(system.eval(), seconds, steps, sum(length.steps for length in lengths))
+
+
+@torch.no_grad()
+def predict_system(
+    system: System, data: ImageData, rows: np.ndarray, settings: Experiment
+) -> tuple[np.ndarray, float]:
+    """Probabilities [n, K] float64 for rows of the store, and the seconds that the system itself took."""
+    device = next(system.parameters()).device
+    system.eval()
+    parts, seconds = [np.zeros((0, len(data.classes)))], 0.0
+    for start in range(0, len(rows), CHUNK):
+        images = data.images(rows[start : start + CHUNK], settings.diffusion.image_size).to(device)
+        begin = time.perf_counter()
+        parts.append(system.probabilities(images, settings.seed).cpu().double().numpy())
+        seconds += time.perf_counter() - begin
+    return np.concatenate(parts), seconds
+
+
+def system_paces(system: System, data: ImageData, settings: Experiment, directory: Path) -> dict[str, Pace]:
+    """Seconds of a step of every stage, by the loop's own clock over a few steps, and of a validation after it; leaves
+    DIRECTORY/STAGE/runtime.json, the dtype chosen by trial, for the trainings to begin with.
+    """
+    rows = data.indices("val")
+    some = rows[:PACE_IMAGES]
+    paces, stages = {}, system.stages()
+    for stage in stages:
+        part = directory / stage.name
+        task = stage_task(system, stage, data, settings, [Hook(1, lambda *_: None)])  # a row of the log at every step
+        config = Length(PACE_STEPS).of(settings.classifier.optimizer)
+        train(task, config, PACE_STEPS, settings.seed, part, settings.runtime)
+        clock = [row["seconds"] for row in read_log(part / "log.jsonl") if "seconds" in row]
+        steps = [after - before for before, after in zip(clock, clock[1:], strict=False)]
+        begin = time.perf_counter()
+        predict_system(system, data, some, settings)
+        look = (time.perf_counter() - begin) * len(rows) / max(1, len(some)) if stage is stages[-1] else 0.0
+        paces[stage.name] = Pace(max(statistics.median(steps[PACE_WARM:]), 1e-3), look)
+    return paces

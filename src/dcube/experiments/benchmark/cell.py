@@ -1,0 +1,110 @@
+"""The work on a cell, whatever its system: train, judge by validation, and, once all are trained, by the test split."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcube.data.dataset import ImageData
+from dcube.errors import DCubeError, InputError
+from dcube.experiments.benchmark import floors, ours, systems
+from dcube.experiments.benchmark.field import FLOORS, STEP1
+from dcube.experiments.benchmark.terms import Unit
+from dcube.files import read_json, write_json
+from dcube.training.best import validation_figures
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How a kind of system is trained (returns what its row says of it) and asked (probabilities [n, K] of rows, and
+    milliseconds per image where the answer alone can be timed).
+    """
+
+    train: Callable[[Unit, ImageData], dict[str, Any]]
+    predict: Callable[[Unit, ImageData, np.ndarray], tuple[np.ndarray, float | None]]
+
+
+NETWORK = Contestant(systems.train, systems.predict)
+FLOOR = Contestant(floors.train, floors.predict)
+DCUBE = Contestant(ours.train_dcube, ours.predict_dcube)
+OTHERS = {
+    "dcube": DCUBE,
+    "dcube_long": DCUBE,
+    "diffusion_classifier": Contestant(ours.train_use, ours.predict_draws),
+    "feature_probe": Contestant(ours.train_use, ours.predict_probe),
+    **dict.fromkeys(FLOORS, FLOOR),
+}
+
+
+def contestant(model: str) -> Contestant:
+    """Of a system's name."""
+    return OTHERS.get(model, NETWORK)
+
+
+def prepare(unit: Unit) -> None:
+    """Before all training: what cannot be built is found now, and steps are timed."""
+    (ours if unit.model in STEP1.values() else systems).prepare(unit)
+    _tidy(unit.prepared.with_suffix(""))
+
+
+def work(unit: Unit) -> None:
+    """Train and validate a cell, or what is left of it. A training that fails is a result: it is written down."""
+    if not unit.result.is_file():
+        data = unit.data()
+        try:
+            found = _trained(unit, data)
+        except InputError:
+            raise
+        except DCubeError as error:
+            found = {"failed": str(error)}
+        write_json(unit.result, found)
+    _tidy(unit.directory)
+
+
+def _tidy(directory: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    for name in ("checkpoint", "tensorboard", "samples"):
+        for left_over in list(directory.rglob(name)):
+            shutil.rmtree(left_over, ignore_errors=True)
+    for name in ("features-*.f16", "best.safetensors"):
+        for file in directory.rglob(name):
+            file.unlink()
+
+
+def _trained(unit: Unit, data: ImageData) -> dict[str, Any]:
+    if unit.model in STEP1.values():
+        return ours.train_step1(unit, data)
+    if unit.model in STEP1 and "failed" in (begun := read_json(unit.step1.result)):
+        return {"failed": begun["failed"]}
+    how, rows = contestant(unit.model), data.indices("val")
+    facts = how.train(unit, data)
+    probabilities, milliseconds = how.predict(unit, data, rows)
+    _write(unit, "val", probabilities)
+    validation = validation_figures(probabilities, data.labels[rows], len(data.classes))
+    return facts | {
+        "configuration": unit.chosen.text, "milliseconds": milliseconds, "train_images": len(data.indices("train")),
+        "validation": validation,
+    }  # fmt: skip
+
+
+def open_test(unit: Unit) -> None:
+    """Probabilities for the test split by the weights of a finished cell, which are not needed any more then."""
+    if not unit.predictions("test").is_file() and "failed" not in read_json(unit.result):
+        data = unit.data()
+        _write(unit, "test", contestant(unit.model).predict(unit, data, data.indices("test"))[0])
+    drop_weights(unit)
+
+
+def drop_weights(unit: Unit) -> None:
+    """Remove a cell's weights; its predictions and its row stay."""
+    for file in unit.directory.rglob("*.safetensors"):
+        file.unlink()
+
+
+def _write(unit: Unit, split: str, probabilities: np.ndarray) -> None:
+    if not np.isfinite(probabilities).all():
+        raise DCubeError(f"{unit}: the probabilities are not finite.")
+    write_json(unit.predictions(split), probabilities.round(6).tolist())

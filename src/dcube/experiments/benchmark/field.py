@@ -1,0 +1,83 @@
+"""Who competes: the systems by name, D-Cube and the other uses of its step 1, and the floors."""
+
+from dataclasses import dataclass
+
+from dcube.baselines.registry import REGISTRY, Baseline, baseline
+from dcube.config import Experiment
+
+FLOORS = {
+    "majority": ("majority class", "floor"),
+    "statistics": ("logistic regression on 14 statistics", "floor"),
+    "pixels": ("logistic regression on 32x32 pixels", "floor"),
+    "knn": ("nearest neighbours on the CNN's features", "floor"),
+}
+OURS = {
+    "dcube": ("D-Cube", "Jang et al., ICDM 2024"),
+    "dcube_long": ("D-Cube, longer step 1", "Jang et al., ICDM 2024"),
+    "diffusion_classifier": ("diffusion classifier on D-Cube's step 1", "Li et al., ICCV 2023"),
+    "feature_probe": ("linear probe on D-Cube's features", "Jang et al., ICDM 2024"),
+}
+STEP1 = {  # which step 1 they use; it is trained once per data set and seed
+    "dcube": "step1", "diffusion_classifier": "step1", "feature_probe": "step1", "dcube_long": "step1_long",
+}  # fmt: skip
+MOST_TRIES = 2  # configurations that are declared for every system
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One way of training a system: what the table says of it, the changes of the settings, and, for the diffusion
+    classifier, its draws of noise.
+    """
+
+    text: str
+    changes: tuple[str, ...] = ()
+    draws: int = 0
+
+
+def title(model: str) -> str:
+    """What the table calls a system."""
+    own = FLOORS.get(model) or OURS.get(model)
+    return own[0] if own else baseline(model).title
+
+
+def is_system(model: str) -> bool:
+    """Whether it is a network of `baselines`, trained by its own loss."""
+    return model not in FLOORS and model not in OURS
+
+
+def configurations(model: str, settings: Experiment, recipes: str, tries: int) -> tuple[Configuration, ...]:
+    """What is tried of a system, the first `tries` of those declared; one where there is nothing to tune, and where
+    the paper's recipes are asked for. InputError for a name that there is not.
+    """
+    if model in FLOORS:
+        inside = "tuned inside the training part" if model in ("pixels", "knn") else "nothing to tune"
+        return (Configuration(inside),)
+    if model in OURS:
+        return _ours(model, settings)[: 1 if recipes == "paper" else tries]
+    return _rates(baseline(model), recipes)[:tries]
+
+
+def _ours(model: str, settings: Experiment) -> tuple[Configuration, ...]:
+    """D-Cube's own: the recipe and twice the learning rate of step 2; draws of noise; timesteps of the probe."""
+    if model == "diffusion_classifier":
+        return Configuration("10 draws", draws=10), Configuration("4 draws", draws=4)
+    if model == "feature_probe":
+        one = f"features.eval_timesteps=[{settings.features.timestep}]"
+        return Configuration("recipe"), Configuration(one.removeprefix("features."), (one,))
+    double = f"classifier.optimizer.lr={2 * settings.classifier.optimizer.lr:g}"
+    return Configuration("recipe"), Configuration(double.removeprefix("classifier.optimizer."), (double,))
+
+
+def _rates(entry: Baseline, recipes: str) -> tuple[Configuration, ...]:
+    """Learning rates of AdamW, or the row of table IX."""
+    where, row = "classifier.optimizer.", entry.recipe
+    if recipes == "paper":
+        changes = (f"name={row.optimizer}", f"lr={row.lr:g}", f"weight_decay={row.weight_decay:g}")
+        text = f"{row.optimizer}, lr {row.lr:g}, weight decay {row.weight_decay:g} ({row.row})"
+        return (Configuration(text, tuple(where + change for change in changes)),)
+    return tuple(Configuration(f"lr={rate:g}", (f"{where}lr={rate:g}",)) for rate in row.rates)
+
+
+def names() -> list[str]:
+    """Every name of the list: D-Cube, the registry, the floors. Any other model of timm has one too."""
+    return [*OURS, *REGISTRY, *FLOORS]

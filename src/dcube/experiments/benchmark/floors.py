@@ -1,0 +1,43 @@
+"""Cells of the floors: models without any training by the loop, fitted anew whenever they are asked."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from dcube.baselines.probes import nearest_neighbours
+from dcube.data.dataset import ImageData
+from dcube.evaluation.floors import floors
+from dcube.experiments.benchmark.terms import Unit
+from dcube.features.subnet import SubNetwork, cnn_features
+from dcube.training.order import key
+
+NO_WEIGHTS = "none"
+
+
+def train(unit: Unit, data: ImageData) -> dict[str, Any]:
+    """What the table says of a floor: there is nothing to train."""
+    about = {"seconds": 0.0, "steps": 0, "planned": 0, "parameters": 0, "trainable": 0, "weights": NO_WEIGHTS}
+    if unit.model == "knn":
+        network = _network(unit)
+        about |= {"parameters": sum(p.numel() for p in network.parameters()), "weights": network.source}
+    return about
+
+
+def predict(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Probabilities [n, K] for rows of the store. Not timed: fitting and asking are one."""
+    train_rows, size = data.indices("train"), unit.settings.diffusion.image_size
+    labels, groups = data.labels[train_rows], np.array(data.groups)[train_rows]
+    shape: dict[str, Any] = {"classes": len(data.classes), "seed": unit.seed}
+    if unit.model == "knn":
+        both = cnn_features(_network(unit), data, np.concatenate([train_rows, rows]), size)
+        return nearest_neighbours(both[: len(train_rows)], labels, groups, both[len(train_rows) :], **shape), None
+    seen, asked = (data.images(part, size).numpy() for part in (train_rows, rows))
+    return floors(seen, labels, groups, asked, names=(unit.model,), **shape)[unit.model], None
+
+
+def _network(unit: Unit) -> SubNetwork:
+    """The recipe's CNN as it comes."""
+    torch.manual_seed(key(unit.seed, unit.model, "weights"))  # of a CNN without pretrained ones
+    how = unit.settings.classifier
+    return SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)

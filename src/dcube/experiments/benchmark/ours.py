@@ -1,0 +1,197 @@
+"""Cells of D-Cube: step 1, step 2 on it, and the two other uses of the same step 1."""
+
+import shutil
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dcube.baselines.diffusion_classifier import diffusion_classifier
+from dcube.baselines.probes import feature_probe
+from dcube.classifier.model import Predictor, load_predictor
+from dcube.classifier.train import train_classifier
+from dcube.config import Experiment
+from dcube.data.dataset import ImageData
+from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
+from dcube.experiments.benchmark.caches import make_caches
+from dcube.experiments.benchmark.pace import step1_pace, step2_pace
+from dcube.experiments.benchmark.systems import parameters
+from dcube.experiments.benchmark.terms import Unit
+from dcube.features.frozen import FrozenFeatures
+from dcube.features.selection import PROBE_RASTER, select_blocks
+from dcube.features.teacher import CnnTeacher
+from dcube.files import read_json, write_json
+from dcube.settings import override
+from dcube.training.budget import Budget, Length, Pace, deadline, end, length_of, spent
+from dcube.training.runtime import pick_device
+
+CHUNK = 32  # images per forward of a prediction
+NO_SAMPLES = "diffusion.sample_every=1000000"  # pictures are no part of the comparison
+
+
+def prepare(unit: Unit) -> None:
+    """Measure the steps of step 1, where the budget is time. unit: of a step 1."""
+    if unit.prepared.is_file():
+        return
+    pace = None
+    if (budget := _step1_budget(unit)) is not None and budget.seconds is not None:
+        pace = step1_pace(unit.data(), override(unit.settings, [NO_SAMPLES]), unit.prepared.with_suffix(""))
+    write_json(unit.prepared, {"pace": pace})
+
+
+def train_step1(unit: Unit, data: ImageData) -> dict[str, Any]:
+    """Train (or continue) step 1 for its part of the budget."""
+    settings, gone = override(unit.settings, [NO_SAMPLES]), 0.0
+    begin, teacher = time.monotonic(), None
+    if settings.diffusion.align.weight:  # its features of all training images count
+        teacher = CnnTeacher(data, settings)
+        gone = time.monotonic() - begin
+    length, gone = _step1_length(unit, data, gone)
+    settings = _with_length(settings, "diffusion", length)
+    _keep_runtime(unit.prepared.with_suffix(""), unit.directory)
+    until = deadline(unit.directory, length.seconds)
+    diffusion, result = train_diffusion(data, settings, unit.directory, until, teacher=teacher)
+    end(unit.directory)
+    seconds = gone + spent(unit.directory)
+    counted = parameters(diffusion.model)["parameters"]
+    return {"seconds": seconds, "steps": result.step, "planned": length.steps, "parameters": counted}
+
+
+def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
+    """Selection and step 2 (or what is left of them) for the rest of the budget; the features' cache counts."""
+    diffusion, step1 = _step1(unit), read_json(unit.step1.result)
+    chosen = _select(unit, data, diffusion)
+    directory = unit.directory / "step2"
+    cached = make_caches(data, unit.settings, diffusion, chosen["selected"], directory)
+    gone = chosen["seconds"] + cached
+    length = _step2_length(unit, data, diffusion, chosen["selected"], gone)
+    settings = _with_length(unit.settings, "classifier", length)
+    every = length.look_every * settings.classifier.optimizer.batch_size / len(data.indices("train"))
+    settings = override(settings, [f"classifier.validate_every={every!r}"])
+    until = deadline(directory, length.seconds)
+    predictor, result = train_classifier(data, settings, diffusion, chosen["selected"], directory, until)
+    end(directory)
+    seconds = gone + spent(directory)
+    trained = sum(p.numel() for p in predictor.model.parameters())
+    return {
+        "seconds": step1["seconds"] + seconds, "seconds_step1": step1["seconds"],
+        "steps": step1["steps"] + result.step, "planned": step1["planned"] + length.steps,
+        "parameters": step1["parameters"] + trained, "trainable": step1["parameters"] + trained,
+        "weights": f"CNN {predictor.metadata['cnn_source']}; step 1 from scratch", "blocks": chosen["selected"],
+    }  # fmt: skip
+
+
+def predict_dcube(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Probabilities [n, K] for rows of the store, and milliseconds per image."""
+    predictor: Predictor = load_predictor(
+        unit.directory / "step2" / "model.safetensors", diffusion := _step1(unit), diffusion.device
+    )
+    sizes = diffusion.config.image_size, predictor.config.cnn_size
+    parts, seconds = [], 0.0
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        small, large = (data.images(chunk, size).to(diffusion.device) for size in sizes)
+        begin = time.perf_counter()
+        parts.append(predictor(small, large).cpu().double().numpy())
+        seconds += time.perf_counter() - begin
+    return np.concatenate(parts), 1000 * seconds / len(rows)
+
+
+def train_use(unit: Unit, data: ImageData) -> dict[str, Any]:
+    """The diffusion classifier and the probe need no training of a network but that of step 1."""
+    step1, diffusion = read_json(unit.step1.result), _step1(unit)
+    about = {name: step1[name] for name in ("seconds", "steps", "planned", "parameters")}
+    about |= {"seconds_step1": step1["seconds"], "trainable": step1["parameters"], "weights": "step 1 from scratch"}
+    if unit.model == "feature_probe":
+        about["blocks"] = _select(unit, data, diffusion)["selected"]
+    return about
+
+
+def predict_draws(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Probabilities of the diffusion classifier, and milliseconds per image."""
+    diffusion, parts, seconds = _step1(unit), [], 0.0
+    for start in range(0, len(rows), CHUNK):
+        images = data.images(rows[start : start + CHUNK], diffusion.config.image_size)
+        begin = time.perf_counter()
+        parts.append(diffusion_classifier(diffusion, images, unit.chosen.draws, unit.seed).numpy())
+        seconds += time.perf_counter() - begin
+    return np.concatenate(parts), 1000 * seconds / len(rows)
+
+
+def predict_probe(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Probabilities of the linear probe, fitted anew: it is no more than its training features and the rows'."""
+    diffusion, settings = _step1(unit), unit.settings
+    blocks = _select(unit, data, diffusion)["selected"]
+    frozen = FrozenFeatures(diffusion, blocks, settings.features.input, PROBE_RASTER)
+    return feature_probe(frozen, data, rows, settings.features.prediction_timesteps, unit.seed), None
+
+
+def _step1(unit: Unit) -> Diffusion:
+    weights = unit.step1.directory / "model.safetensors"
+    return load_diffusion(weights, pick_device(unit.settings.runtime.device))
+
+
+def _step1_budget(unit: Unit) -> Budget | None:
+    """None: the recipe's own length."""
+    if unit.model == "step1_long":
+        return unit.terms.long
+    return None if unit.terms.budget is None else unit.terms.budget.part(unit.terms.step1_share)
+
+
+def _step1_length(unit: Unit, data: ImageData, gone: float) -> tuple[Length, float]:
+    """As `_step2_length`; and the seconds that were gone when it was fixed."""
+    budget, optimizer = _step1_budget(unit), unit.settings.diffusion.optimizer
+    images, file = len(data.indices("train")), unit.directory / "length.json"
+    if budget is None:
+        return Length(optimizer.total_steps(images)), gone
+    if not file.is_file():
+        pace = read_json(unit.prepared)["pace"]
+        made = length_of(budget, images, optimizer.batch_size, None if pace is None else Pace(pace, 0.0), gone)
+        write_json(file, {"length": asdict(made), "gone": gone})
+    held = read_json(file)
+    return Length(**held["length"]), float(held["gone"])
+
+
+def _select(unit: Unit, data: ImageData, diffusion: Diffusion) -> dict[str, Any]:
+    """The blocks by the recipe's test, and the seconds that it took."""
+    file = unit.directory / "selection.json"
+    if not file.is_file():
+        begin = time.monotonic()
+        found = select_blocks(diffusion, data, unit.settings.features, unit.seed)
+        write_json(file, found | {"seconds": time.monotonic() - begin})
+    held: dict[str, Any] = read_json(file)
+    return held
+
+
+def _step2_length(unit: Unit, data: ImageData, diffusion: Diffusion, blocks: list[int], gone: float) -> Length:
+    """Fixed once per cell, so that a continued training is the same one. gone: seconds of selection and cache."""
+    optimizer, images = unit.settings.classifier.optimizer, len(data.indices("train"))
+    if unit.terms.budget is None:
+        return Length(optimizer.total_steps(images))
+    budget, file = unit.terms.budget.part(1 - unit.terms.step1_share), unit.directory / "length.json"
+    if not file.is_file():
+        pace = None
+        if budget.seconds is not None:
+            measured = unit.directory / "pace"
+            pace = step2_pace(data, unit.settings, diffusion, blocks, measured)
+            _keep_runtime(measured, unit.directory / "step2")
+            shutil.rmtree(measured)
+        found = length_of(budget, images, optimizer.batch_size, pace, gone)
+        write_json(file, asdict(found))
+    return Length(**read_json(file))
+
+
+def _with_length(settings: Experiment, section: str, length: Length) -> Experiment:
+    part = getattr(settings, section)
+    part = part.model_copy(update={"optimizer": length.of(part.optimizer)})
+    return settings.model_copy(update={section: part})
+
+
+def _keep_runtime(measured: Path, own: Path) -> None:
+    """Train in the dtype and with the attention that the steps were timed in."""
+    if (measured / "runtime.json").is_file() and not (own / "runtime.json").is_file():
+        write_json(own / "runtime.json", read_json(measured / "runtime.json"))
+
+

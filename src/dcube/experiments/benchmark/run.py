@@ -1,0 +1,134 @@
+"""The order of a benchmark: prepare, try configurations on the first seed, choose by validation, train, and only when
+everything is trained and frozen, open the test split.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dcube.data.store import Store
+from dcube.errors import InputError
+from dcube.experiments.benchmark.cell import drop_weights, open_test, prepare, work
+from dcube.experiments.benchmark.field import STEP1, is_system
+from dcube.experiments.benchmark.terms import Terms, Unit
+from dcube.experiments.pool import run_units
+from dcube.files import read_json, write_json
+
+
+class Benchmark:
+    """The cells of some systems and seeds on some data sets, in a folder that may hold those of more."""
+
+    def __init__(
+        self, stores: dict[str, Store], terms: Terms, out: Path, models: Sequence[str], seeds: Sequence[int], jobs: int
+    ) -> None:
+        self.stores, self.terms, self.out, self.models = stores, terms, out, tuple(models)
+        self.seeds, self.jobs = tuple(seeds), jobs
+        self.threads = max(1, terms.settings.runtime.threads)
+
+    def unit(self, name: str, model: str, seed: int, configuration: int = 0) -> Unit:
+        """A cell."""
+        return Unit(self.out, name, self.stores[name].directory, self.terms, model, seed, configuration)
+
+    def train(self) -> None:
+        """Everything but the test split; what is done already is not done again."""
+        first = self.seeds[0]
+        networks = [model for model in self.models if is_system(model)]
+        units = [self.unit(name, model, first) for name in self.stores for model in (*networks, *self._step1())]
+        self._work(prepare, [unit for unit in units if not unit.prepared.is_file()])
+        tried = [
+            self.unit(name, model, first, i)
+            for name in self.stores for model in self.models if not self.choice_file(name, model).is_file()
+            for i in range(len(self.terms.configurations(model)))
+        ]  # fmt: skip
+        self._cells(tried)
+        for name in self.stores:
+            for model in self.models:
+                self._choose(name, model)
+        self._cells(self.cells())
+
+    def cells(self) -> list[Unit]:
+        """The frozen cells: of every system its chosen configuration, by data set, system and seed."""
+        return [
+            self.unit(name, model, seed, read_json(self.choice_file(name, model))["configuration"])
+            for name in self.stores for model in self.models for seed in self.seeds
+        ]  # fmt: skip
+
+    def open_test(self, again: bool) -> int:
+        """Predict the test split by every cell; returns how often it was opened. InputError as `check_test`."""
+        cells = [str(unit) for unit in self.cells()]
+        record = self._record()
+        if new := self._unseen(cells):
+            self.check_test(again)
+            record = {"evaluations": record["evaluations"] + 1, "cells": [*record["cells"], *new]}
+            write_json(self.out / "test.json", record)  # before the look: an interrupted one is the same one
+        self._work(open_test, [unit for unit in self.cells() if not unit.is_opened])
+        return int(record["evaluations"])
+
+    def check_test(self, again: bool) -> None:
+        """InputError where the test split was opened before for others than these cells, unless `again`."""
+        record = self._record()
+        if not record["evaluations"] or again:
+            return
+        known = {tuple(cell.split("/")[:3]) for cell in record["cells"]}  # data set, seed, system
+        wanted = {(n, f"seed-{s}", m) for n in self.stores for s in self.seeds for m in self.models}
+        if new := sorted(wanted - known):
+            raise InputError(
+                f"The test split was already opened {record['evaluations']} time(s) in {self.out}, and"
+                f" {' '.join(new[0])} is new: a choice made after seeing it is no honest one; use --no-test, another"
+                " --out, or --again to open it once more (it is counted)."
+            )
+
+    def choice_file(self, name: str, model: str) -> Path:
+        """Where the frozen choice of a system's configuration lies."""
+        return self.out / name / "chosen" / f"{model}.json"
+
+    def _choose(self, name: str, model: str) -> None:
+        """Freeze the configuration with the best validation macro-F1 on the first seed, ties by cross-entropy."""
+        file = self.choice_file(name, model)
+        units = [self.unit(name, model, self.seeds[0], i) for i in range(len(self.terms.configurations(model)))]
+        if not file.is_file():
+            tried = [_tried(unit) for unit in units]
+            order = sorted(range(len(tried)), key=lambda i: tried[i]["order"])
+            for row in tried:
+                del row["order"]
+            write_json(file, {"configuration": order[0], "seed": self.seeds[0], "tried": tried})
+        chosen = read_json(file)["configuration"]
+        for unit in units:
+            if unit.configuration != chosen:
+                drop_weights(unit)
+
+    def _step1(self) -> list[str]:
+        """The trainings of step 1 that the systems use."""
+        return list(dict.fromkeys(STEP1[model] for model in self.models if model in STEP1))
+
+    def _cells(self, units: Sequence[Unit]) -> None:
+        """Train cells: those of step 1 first, since others wait for them, those that use them last."""
+        units = [unit for unit in units if not unit.is_finished]
+        using = [unit for unit in units if unit.model in STEP1]
+        step1 = {str(unit.step1): unit.step1 for unit in using}
+        begun = [unit for unit in step1.values() if not unit.is_finished]
+        self._work(work, [*begun, *(unit for unit in units if unit.model not in STEP1)])
+        self._work(work, using)
+
+    def _work(self, task: Callable[[Unit], None], units: Sequence[Unit]) -> None:
+        if units:
+            run_units(task, units, self.jobs, self.threads)
+
+    def _record(self) -> dict[str, Any]:
+        file = self.out / "test.json"
+        found: dict[str, Any] = read_json(file) if file.is_file() else {"evaluations": 0, "cells": []}
+        return found
+
+    def _unseen(self, cells: list[str]) -> list[str]:
+        known = set(self._record()["cells"])
+        return [cell for cell in cells if cell not in known]
+
+
+def _tried(unit: Unit) -> dict[str, Any]:
+    """What a configuration came to, and its place among the tried ones (`order`: the lowest is the best)."""
+    found = read_json(unit.result)
+    if "failed" in found:
+        return {"text": unit.chosen.text, "failed": found["failed"], "order": (1, 0.0, 0.0)}
+    figures = found["validation"]
+    order = (0, -figures["macro_f1"], figures["cross_entropy"])
+    return {"text": unit.chosen.text, "macro_f1": figures["macro_f1"], "order": order}
