@@ -7,13 +7,14 @@ import io
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.case import Side
-from benchmarks.cases import sample, step1, step2
+from benchmarks.cases import predict, sample, step1, step2
 from benchmarks.machine import describe
 from benchmarks.sizes import SIZES, Size
 from benchmarks.timing import interleaved, summary
@@ -56,6 +57,8 @@ CHANGES = (
            (NO_CYCLE, "classifier.optimizer.dtype=auto")),
     Change("extract: bf16", lambda world: [(step2.extraction(world, 8), 1.0)], ("features.dtype=fp32",),
            ("features.dtype=bf16",)),
+    Change("predict-1: bf16", partial(predict.ours, 1), ("features.predict_dtype=fp32",),
+           ("features.predict_dtype=bf16",)),
     Change("sample: 20 steps instead of 50", sample.ours, (STEPS + "50",), (STEPS + "20",)),
 )  # fmt: skip
 

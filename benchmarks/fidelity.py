@@ -5,16 +5,37 @@ the command can be repeated until it is through.
 """
 
 import argparse
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from benchmarks.machine import describe
 from dcube.diffusion.train import load_diffusion
 from dcube.errors import DCubeError
 from dcube.experiments.fidelity import compare_samplers
 from dcube.files import write_json
 from dcube.training.runtime import pick_device
+
+COLUMNS = (
+    "sampler", "steps", "dtype", "pixels", "images", "to the 1000 steps", "between two seeds of these", "allowed",
+    "within",
+)  # fmt: skip
+
+
+def rows_of(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """One row per number of steps of what `compare_samplers` found."""
+    shared = {key: value for key, value in found.items() if key != "fast"}
+    return [shared | {"steps": int(steps)} | distances for steps, distances in found["fast"].items()]
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the table."""
+    distances = (f"{row[key]:.2f}" for key in ("to_a", "a_to_b", "bound"))
+    return (
+        row["sampler"], str(row["steps"]), row["dtype"], str(row["image_size"]), str(row["n"]), *distances,
+        "yes" if row["within"] else "no",
+    )  # fmt: skip
 
 
 def main() -> None:
@@ -45,8 +66,9 @@ def main() -> None:
         )  # fmt: skip
     except DCubeError as error:
         parser.error(str(error))
-    write_json(options.out / "fidelity.json", found)
-    print(json.dumps(found, indent=1))
+    rows = rows_of(found)
+    write_json(options.out / "fidelity.json", {"machine": describe(device), "fidelity": rows})
+    print("\n".join("  ".join(line) for line in (COLUMNS, *map(cells, rows))))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import changes, profile, run, scaling
+from benchmarks import changes, fidelity, profile, run, scaling
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "performance.md", ROOT / "results" / "speed"
 # what a file holds, and who wrote it
-KINDS: dict[str, Any] = {"cases": run, "changes": changes, "rows": scaling, "profile": profile}
+KINDS: dict[str, Any] = {"cases": run, "changes": changes, "rows": scaling, "profile": profile, "fidelity": fidelity}
 BEGIN, END = "<!-- figures: python -m benchmarks.page -->", "<!-- end of figures -->"
 
 
@@ -44,13 +44,28 @@ def notes(found: dict[str, Any]) -> list[str]:
     for row in found.get("cases", []):
         if row["note"]:
             held.setdefault(row["note"], []).append(f"{row['size']} {row['name']}")
-    return ["", *(f"- {', '.join(names)}: {note}." for note, names in held.items())] if held else []
+    lines = [f"- {', '.join(names)}: {note}." for note, names in held.items()]
+    extractors = dict.fromkeys(row["extractor"] for row in found.get("fidelity", []))
+    lines += [f"- Frechet distances of the features of {extractor}." for extractor in extractors]
+    return ["", *lines] if lines else []
+
+
+def limits(files: dict[str, dict[str, Any]]) -> str:
+    """Of every profiled case the ratio that would remain if only convolutions and matrix products took time."""
+    ratios = {(row["size"], row["name"]): row["ratio"] for found in files.values() for row in found.get("cases", [])}
+    lines = ["| case | size | ratio | convolutions and products | ratio if the rest were free |", "| --- " * 5 + "|"]
+    for row in (row for found in files.values() for row in found.get("profile", [])):
+        ratio, share = ratios.get((row["size"], row["name"])), profile.products(row)
+        if ratio is not None:
+            lines.append(f"| {row['name']} | {row['size']} | {ratio:.2f} | {share:.0%} | {ratio / share:.1f} |")
+    return "\n".join(["### What bounds the ratios", "", *lines]) if len(lines) > 2 else ""
 
 
 def section(results: Path) -> str:
     """All files, by name."""
-    parts = [f"### {file.stem}\n\n{table(json.loads(file.read_text()))}" for file in sorted(results.glob("*.json"))]
-    return "\n\n".join(parts) or "There is no measurement in results/speed/ yet."
+    files = {file.stem: json.loads(file.read_text()) for file in sorted(results.glob("*.json"))}
+    parts = [*(f"### {name}\n\n{table(found)}" for name, found in files.items()), limits(files)]
+    return "\n\n".join(filter(None, parts)) or "There is no measurement in results/speed/ yet."
 
 
 def main() -> None:

@@ -56,6 +56,11 @@ def measure(case: Case, world: World) -> dict[str, Any]:
     return {"name": case.name, "size": world.size.name, "seconds": seconds, "share": share}
 
 
+def products(row: dict[str, Any]) -> float:
+    """Share of the time that convolutions and matrix products take."""
+    return float(row["share"]["convolution"] + row["share"]["matrix product"])
+
+
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """One line of the table."""
     return row["name"], row["size"], f"{row['seconds']:.3g}", *(f"{row['share'][kind]:.0%}" for kind, _ in KINDS)

@@ -12,7 +12,7 @@ from torch import nn
 from benchmarks.images import store_of
 from benchmarks.reference.denoiser import PlainDenoiser
 from benchmarks.sizes import Size
-from dcube.classifier.model import DCubeClassifier
+from dcube.classifier.model import DCubeClassifier, predictor_dtype
 from dcube.config import Experiment, OptimizerConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.backbone import Denoiser
@@ -69,8 +69,8 @@ class World:
 
     @cached_property
     def exact(self) -> FrozenFeatures:
-        """The same in float32, as predictions have them."""
-        return self.features(torch.float32)
+        """The same in the dtype of predictions, by default float32."""
+        return self.features(predictor_dtype(self.experiment.features, self.device))
 
     def features(self, dtype: torch.dtype) -> FrozenFeatures:
         """The program's features of the selected blocks."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from benchmarks import page, profile, scaling
+from benchmarks import fidelity, page, profile, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import all_cases
 from benchmarks.images import labels_of, write_files
@@ -211,6 +211,26 @@ def test_page_holds_the_figures_of_the_files(tmp_path: Path) -> None:
     text = page.section(tmp_path)
     assert "### cpu" in text and "| step1 | paper | 6 | 3 | 2.00 |" in text and "- paper step1: as it is." in text
     assert "bf16 9" in text
+
+
+def test_bounds_on_the_page() -> None:
+    share = {kind: 0.1 for kind, _ in profile.KINDS} | {"convolution": 0.3, "matrix product": 0.2}
+    profiled = {"name": "step1", "size": "paper", "seconds": 1.0, "share": share}
+    files = {"a": {"cases": [ROW]}, "b": {"profile": [profiled, profiled | {"name": "step9"}]}}
+    text = page.limits(files)
+    assert "| step1 | paper | 2.00 | 50% | 4.0 |" in text and "step9" not in text
+    assert page.limits({"a": {"cases": [ROW]}}) == ""
+
+
+def test_distances_on_the_page() -> None:
+    found = {
+        "n": 8, "sampler": "sde", "dtype": "fp32", "image_size": 32, "extractor": "a CNN", "a_to_b": 2.0, "bound": 2.1,
+        "fast": {"20": {"to_a": 1.5, "to_b": 1.6, "within": True}, "5": {"to_a": 9.0, "to_b": 9.0, "within": False}},
+    }  # fmt: skip
+    facts = {"gpu": None, "cpu": "a CPU", "cores": 2, "threads": 2, "torch": "2"}
+    text = page.table({"machine": facts, "fidelity": fidelity.rows_of(found)})
+    assert "| sde | 20 | fp32 | 32 | 8 | 1.50 | 2.00 | 2.10 | yes |" in text and "features of a CNN." in text
+    assert "| 9.00 | 2.00 | 2.10 | no |" in text
 
 
 def test_page_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,15 +58,19 @@ class ImageData:
         return np.flatnonzero(self.splits == split)
 
     def images(self, indices: "np.ndarray | list[int]", size: int) -> "torch.Tensor":
-        """float32 [n, C, size, size] in [0, 1], reduced from the stored size with a filter as wide as the step."""
+        """float32 [n, C, size, size] in [0, 1], reduced from the stored size with a filter as wide as the step; the
+        caller may change them in place.
+        """
         import torch
 
         rows = np.asarray(indices, dtype=np.int64)
         parts = [rows[start : start + CHUNK] for start in range(0, max(1, len(rows)), CHUNK)]
         stored = self.store.normalisation.size
         if stored > size and stored % size == 0:
-            return torch.cat([torch.from_numpy(cell_means(self.store.pixels[part], stored // size)) for part in parts])
-        return torch.cat([resize(torch.from_numpy(self.store.floats(part)), size) for part in parts])
+            made = [torch.from_numpy(cell_means(self.store.pixels[part], stored // size)) for part in parts]
+        else:
+            made = [resize(torch.from_numpy(self.store.floats(part)), size) for part in parts]
+        return made[0] if len(made) == 1 else torch.cat(made)
 
 
 def cell_means(stored: np.ndarray, cell: int) -> np.ndarray:

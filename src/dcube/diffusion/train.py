@@ -116,9 +116,11 @@ class PairBatches:
         else:
             second, same = self.pairs.partners(first, rng)
         both = np.stack([first, second], axis=1).reshape(-1)  # pair by pair
-        x = self.data.images(self.indices[both], self.config.size_at(step, self.steps)) * 2 - 1
+        x = self.data.images(self.indices[both], self.config.size_at(step, self.steps)).mul_(2).sub_(1)
         flipped = rng.random(len(both)) < (0.5 if self.config.augment else 0)
-        x = torch.where(torch.from_numpy(flipped)[:, None, None, None], x.flip(-1), x)
+        if flipped.any():
+            mirrored = torch.from_numpy(flipped.nonzero()[0])
+            x[mirrored] = x[mirrored].flip(-1)
         more = {} if self.teacher is None else {"teacher": self.teacher(both, flipped).unflatten(0, (-1, 2))}
         if self.config.augmentation.probability:
             drawn = torch_rng(self.seed, "augmentation", step)
