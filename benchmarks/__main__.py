@@ -35,7 +35,7 @@ def main() -> None:
     except InputError as error:
         parser.error(str(error))
     print(report(rows))
-    for size, rate in rates.items():
+    for size, rate in ((size, rate) for size, rate in rates.items() if rate):
         print(f"matrix rate at the shapes of {size}, GFLOP/s:", ", ".join(f"{k} {v:g}" for k, v in rate.items()))
     for row in rows:
         if row["note"]:
