@@ -106,9 +106,9 @@ def main() -> None:
         with contextlib.redirect_stderr(io.StringIO()):  # the program's progress
             rows.append(measure(change, SIZES[options.size], options.repeats, device))
         print("  ".join(cells(rows[-1])), file=sys.stderr, flush=True)
+        if options.json:  # after every change: all of them take a quarter of an hour
+            write_json(options.json, {"machine": describe(device), "changes": rows})
     print("\n".join("  ".join(line) for line in (COLUMNS, *map(cells, rows))))
-    if options.json:
-        write_json(options.json, {"machine": describe(device), "changes": rows})
 
 
 if __name__ == "__main__":
