@@ -202,16 +202,10 @@ def resolve(recipe: str, overrides: Sequence[str], seed: int | None, device: str
 
 def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
     """split.csv: the splits the data bring, or made by group; written once."""
+    from dcube.data.folds import splits_of
     from dcube.tables import write_split
 
-    write_split(run.split, store, splits_of(store, settings))
-
-
-def splits_of(store: "Store", settings: Experiment) -> np.ndarray:
-    """The split of every image, [N] str: the one the data bring, or one made by group."""
-    from dcube.data import folds
-
-    return folds.splits_of(store, settings.data, settings.seed)
+    write_split(run.split, store, splits_of(store, settings.data, settings.seed))
 
 
 def _open(data: str, settings: Experiment) -> "ImageSet":

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from dcube import stages
+from dcube.classifier.model import predict_rows
 from dcube.config import Experiment
 from dcube.data.folds import fold_splits
 from dcube.data.store import Store
@@ -46,7 +47,7 @@ def cross_validate(
             stages.classify(run)
             data = stages.open_data(run)
             held_out = data.indices("test")
-            probabilities = stages.predict_rows(stages.load(run, pick_device(settings.runtime.device)), data, held_out)
+            probabilities, _ = predict_rows(stages.load(run, pick_device(settings.runtime.device)), data, held_out)
             pooled.append(stages.with_floors(data, held_out, probabilities, settings))
             rows.append(held_out)
             stages.report(run)

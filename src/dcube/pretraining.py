@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcube import stages
-from dcube.api import resolve, splits_of, store_of
+from dcube.api import resolve, store_of
 from dcube.data.dataset import ImageData
+from dcube.data.folds import splits_of
 from dcube.data.joint import JointData, set_names
 from dcube.data.sources import open_images
 from dcube.errors import InputError
@@ -62,4 +63,5 @@ def _joint(stores: "dict[str, Store]", settings: "Experiment") -> JointData:
     for name, store in stores.items():
         if (other := first.setdefault(store.key, name)) != name:
             raise InputError(f"{name} and {other} are the same images; give each set once.")
-    return JointData(list(stores), [ImageData(store, splits_of(store, settings)) for store in stores.values()])
+    parts = [ImageData(store, splits_of(store, settings.data, settings.seed)) for store in stores.values()]
+    return JointData(list(stores), parts)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcube.classifier.model import Predictor, load_predictor
+from dcube.classifier.model import Predictor, load_predictor, predict_rows
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -28,7 +28,6 @@ from dcube.features.subnet import create_cnn
 from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
-from dcube.progress import progress
 from dcube.report.figures import probe_figure, selection_figure
 from dcube.report.page import write_report
 from dcube.runs import Run
@@ -37,7 +36,6 @@ from dcube.tables import read_split, write_predictions
 from dcube.training.order import numpy_rng
 from dcube.training.runtime import check_device, pick_device, use_threads
 
-CHUNK = 32  # images per forward
 LOOK = 500  # training images that say what images look like
 FLOOR_IMAGES = 5000  # training images of the floors at most: their memory must not grow with the set
 FLOOR_SIZE = 128  # pixels; what the floors look at
@@ -136,7 +134,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
         return done
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
-    probabilities = predict_rows(load(run, pick_device(settings.runtime.device)), images, rows)
+    probabilities, _ = predict_rows(load(run, pick_device(settings.runtime.device)), images, rows)
     systems = with_floors(images, rows, probabilities, settings)
     measured = figures(systems, images.labels[rows], np.array(images.groups)[rows], images.classes, settings)
     metrics = {"split": split, **measured, **looks, "inputs": inputs}
@@ -197,20 +195,6 @@ def open_data(run: Run) -> ImageData:
         return joined({name: Store.open(folder) for name, folder in run.stores().items()}, splits)
     store = Store.open(run.store())
     return ImageData(store, np.array([splits[path] for path in store.paths]))
-
-
-def predict_rows(predictor: Predictor, data: ImageData, rows: np.ndarray) -> np.ndarray:
-    """Probabilities [n, K] float64 for rows of a store."""
-    device = next(predictor.model.parameters()).device
-    sizes = predictor.frozen.diffusion.config.image_size, predictor.config.cnn_size
-    parts = []
-    with progress("prediction", len(rows)) as advance:
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
-            small, large = (data.images(chunk, size).to(device) for size in sizes)
-            parts.append(predictor(small, large).cpu().double().numpy())
-            advance(start + len(chunk), "")
-    return np.concatenate(parts)
 
 
 def with_floors(

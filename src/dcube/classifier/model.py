@@ -1,21 +1,26 @@
 """The classifier: sub-feature CNN and fusion head over the frozen diffusion features."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from dcube.classifier.head import HEADS
 from dcube.config import ClassifierConfig, FeaturesConfig
+from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
 from dcube.features.frozen import FrozenFeatures
 from dcube.features.subnet import SubNetwork
+from dcube.progress import progress
 from dcube.training.runtime import fast_dtype, full_precision
 from dcube.training.state import load_weights
 
+CHUNK = 32  # images per forward
 JOINT = 32  # images times timesteps up to which one forward is faster than one per timestep
 
 
@@ -74,6 +79,22 @@ class Predictor:
             joint = [m.chunk(len(some)) for m in self.frozen(small.repeat(len(some), 1, 1, 1), t)]
             maps += [[part[i] for part in joint] for i in range(len(some))]
         return maps
+
+
+def predict_rows(predictor: Predictor, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float]:
+    """Probabilities [n, K] float64 for rows of a store, and the seconds that the model took of it."""
+    device = next(predictor.model.parameters()).device
+    sizes = predictor.frozen.diffusion.config.image_size, predictor.config.cnn_size
+    parts, seconds = [], 0.0
+    with progress("prediction", len(rows)) as advance:
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            small, large = (data.images(chunk, size).to(device) for size in sizes)
+            begin = time.perf_counter()
+            parts.append(predictor(small, large).cpu().double().numpy())
+            seconds += time.perf_counter() - begin
+            advance(start + len(chunk), "")
+    return np.concatenate(parts), seconds
 
 
 def predictor_dtype(features: FeaturesConfig, device: torch.device) -> torch.dtype:

@@ -22,7 +22,8 @@ def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) 
     InputError where a class has too few groups.
     """
     pool = np.array([i for i, split in enumerate(store.given_splits) if split != "test"])
-    fold_of = folds_of(store, pool, folds, seed)
+    labels, groups = [store.classes[store.labels[i]] for i in pool], [store.groups[i] for i in pool]
+    fold_of = assign_folds(labels, groups, folds, seed)
     result = []
     for fold in range(folds):
         splits = np.full(len(store.labels), "", dtype="<U5")
@@ -35,9 +36,3 @@ def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) 
         splits[pool[fold_of == fold]] = "test"
         result.append(splits)
     return result
-
-
-def folds_of(store: Store, rows: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """The fold of each of some rows of a store, [n] int64; as `assign_folds`."""
-    labels, groups = [store.classes[store.labels[i]] for i in rows], [store.groups[i] for i in rows]
-    return assign_folds(labels, groups, folds, seed)

@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from dcube.classifier.model import load_predictor
+from dcube.classifier.model import load_predictor, predict_rows
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
-from dcube.data.folds import fold_splits, folds_of
+from dcube.data.folds import fold_splits
+from dcube.data.scarcity import scarce
 from dcube.data.store import Store
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
+from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.experiments.probe import PIXELS
-from dcube.features.frozen import CHUNK, FrozenFeatures, flat_features
+from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.features.teacher import CnnTeacher
@@ -42,11 +44,19 @@ class Cell:
 
 
 def fold_data(store: Store, seed: int, folds: int, fold: int, quarter: bool) -> ImageData:
-    """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a quarter of it."""
-    splits = fold_splits(store, folds, seed)[fold]
-    if quarter:
-        train = np.flatnonzero(splits == "train")
-        splits[train[folds_of(store, train, 4, seed) != 0]] = ""
+    """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a quarter of it.
+
+    InputError where a class has too few groups for the folds, or fewer than two in the training part.
+    """
+    splits = scarce(store, fold_splits(store, folds, seed)[fold], seed, share=0.25 if quarter else None)
+    train, groups = splits == "train", np.array(store.groups)
+    for label, name in enumerate(store.classes):
+        if len(set(groups[train & (store.labels == label)])) < 2:
+            raise InputError(
+                f"The class '{name}' has fewer than two groups of images in {'a quarter of ' if quarter else ''}a"
+                " training part, but choices are made there between groups; add data, or use fewer folds"
+                f"{' or --no-quarter' if quarter else ''}."
+            )
     return ImageData(store, splits)
 
 
@@ -137,12 +147,7 @@ def classify_system(
         return np.array(read_json(file)["probabilities"])
     directory = cell.directory / "step2" / name
     train_classifier(cell.data, settings, diffusion, blocks, directory)
-    predictor = load_predictor(directory / "model.safetensors", diffusion)
-    parts = []
-    for start in range(0, len(cell.held_out), CHUNK):
-        rows = cell.held_out[start : start + CHUNK]
-        sizes = diffusion.config.image_size, settings.classifier.cnn_size
-        parts.append(predictor(*(cell.data.images(rows, size) for size in sizes)).double().numpy())
-    probabilities = np.concatenate(parts)
+    predictor = load_predictor(directory / "model.safetensors", diffusion, diffusion.device)
+    probabilities, _ = predict_rows(predictor, cell.data, cell.held_out)
     write_json(file, {"blocks": blocks, "probabilities": probabilities.round(6).tolist()})
     return probabilities

@@ -7,13 +7,19 @@ from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.features.subnet import SubNetwork
 from dcube.progress import progress
+from dcube.training.order import numpy_rng
 
 CHUNK = 32  # images per forward
 HELD_GB = 2.0  # features of the training set are held in memory up to this size, else made anew for each batch
+SCALE_IMAGES = 512  # training images that give the mean and the deviation of the channels, at most
 
 
 class CnnTeacher:
-    """Last maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU."""
+    """Last maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU.
+
+    Each channel has mean 0 and deviation 1 over the training images: as they come, the positions of all images point
+    nearly the same way, and a network has a high cosine with them that knows nothing of the image.
+    """
 
     def __init__(self, data: ImageData, settings: Experiment) -> None:
         self.config, self.data = settings.diffusion.align, data
@@ -21,8 +27,12 @@ class CnnTeacher:
         self.network.requires_grad_(False)
         self.width = self.network.width
         self.rows = data.indices("train")
-        one = self._maps(self.rows[:1], np.zeros(1, bool))
-        size = 2 * len(self.rows) * one[0].numel() * 2 / 1e9
+        self.mean, self.scale = torch.zeros(()), torch.ones(())
+        some = numpy_rng(settings.seed, "teacher").permutation(self.rows)[:SCALE_IMAGES]
+        chunks = [some[start : start + CHUNK] for start in range(0, len(some), CHUNK)]
+        maps = torch.cat([self._maps(rows, np.zeros(len(rows), bool)) for rows in chunks])
+        size = 2 * len(self.rows) * maps[0].numel() * 2 / 1e9
+        self.mean, self.scale = maps.mean((0, 2, 3))[:, None, None], maps.std((0, 2, 3))[:, None, None] + 1e-6
         self.held = self._all() if size <= HELD_GB else None
 
     def __call__(self, positions: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
@@ -35,7 +45,7 @@ class CnnTeacher:
     def _maps(self, rows: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
         images = self.data.images(rows, self.config.size)
         images = torch.where(torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images)
-        return self.network(images).clone()  # type: ignore[no-any-return]
+        return (self.network(images) - self.mean) / self.scale  # type: ignore[no-any-return]
 
     def _all(self) -> torch.Tensor:
         """[n, 2, width, s, s] float16: every training image as it is and mirrored."""

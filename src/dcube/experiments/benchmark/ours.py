@@ -10,7 +10,7 @@ import numpy as np
 
 from dcube.baselines.diffusion_classifier import diffusion_classifier
 from dcube.baselines.probes import feature_probe
-from dcube.classifier.model import Predictor, load_predictor
+from dcube.classifier.model import CHUNK, load_predictor, predict_rows
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -27,7 +27,6 @@ from dcube.settings import override
 from dcube.training.budget import Budget, Length, Pace, deadline, end, length_of, spent
 from dcube.training.runtime import pick_device
 
-CHUNK = 32  # images per forward of a prediction
 NO_SAMPLES = "diffusion.sample_every=1000000"  # pictures are no part of the comparison
 
 
@@ -85,18 +84,10 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
 
 def predict_dcube(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
     """Probabilities [n, K] for rows of the store, and milliseconds per image."""
-    predictor: Predictor = load_predictor(
-        unit.directory / "step2" / "model.safetensors", diffusion := _step1(unit), diffusion.device
-    )
-    sizes = diffusion.config.image_size, predictor.config.cnn_size
-    parts, seconds = [], 0.0
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        small, large = (data.images(chunk, size).to(diffusion.device) for size in sizes)
-        begin = time.perf_counter()
-        parts.append(predictor(small, large).cpu().double().numpy())
-        seconds += time.perf_counter() - begin
-    return np.concatenate(parts), 1000 * seconds / len(rows)
+    diffusion = _step1(unit)
+    predictor = load_predictor(unit.directory / "step2" / "model.safetensors", diffusion, diffusion.device)
+    probabilities, seconds = predict_rows(predictor, data, rows)
+    return probabilities, 1000 * seconds / len(rows)
 
 
 def train_use(unit: Unit, data: ImageData) -> dict[str, Any]:
