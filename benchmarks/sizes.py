@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from dcube.config import ContrastiveConfig, DiffusionConfig, Experiment, UNetConfig, UViTConfig
+from dcube.config import ContrastiveConfig, DiffusionConfig, Experiment
+from dcube.networks import UNetConfig, UViTConfig
 from dcube.settings import load_experiment
 
 EPOCHS = 50  # over which the extraction of cached features is spread

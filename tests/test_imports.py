@@ -10,7 +10,7 @@ import dcube
 ROOT = Path(dcube.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    *("errors", "files", "progress", "lock", "sections", "config", "settings"),
+    *("errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
     *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples", "crossval", "dryrun"),
@@ -19,7 +19,7 @@ ORDER = (
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
-    *("__init__", "errors", "files", "progress", "lock", "sections", "config", "settings"),
+    *("__init__", "errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
     *("environment", "runs", "opening", "api", "console", "options", "prediction", "studies_cli", "cli"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from dcube.networks import UNetConfig, UViTConfig
 from dcube.sections import Count, Fraction, NonNegative, OptimizerConfig, Positive, Section
 
 
@@ -18,41 +19,6 @@ class DataConfig(Section):
     max_broken: Fraction = 0.05  # share of unreadable files above which the set is refused
     horizontal_flip: bool = True  # false where left and right mean something
     balance: Literal["none", "sampler", "weights"] = "sampler"  # of step 2, against class imbalance
-
-
-class UViTConfig(Section):
-    """U-ViT (Bao et al., CVPR 2023); the defaults are the paper's "small"."""
-
-    patch: Count = 8
-    width: Count = 512
-    depth: Annotated[int, Field(ge=2, multiple_of=2)] = 12  # in- and out-blocks; one middle block more
-    heads: Count = 8
-    mlp_ratio: Positive = 4.0
-    # images to tokens: one convolution of patch size, or 3x3 ones of stride 2 (Xiao et al. 2021; patch a power of 2)
-    stem: Literal["patch", "conv"] = "patch"
-
-    @model_validator(mode="after")
-    def _halvings(self) -> Self:
-        if self.stem == "conv" and (self.patch < 2 or self.patch & (self.patch - 1)):
-            raise ValueError(f"stem conv needs a patch that is a power of 2 (2, 4, 8, ...), not {self.patch}")
-        return self
-
-
-class UNetConfig(Section):
-    """Convolutional U-Net for small budgets (Ho et al. 2020); its middle block always has attention."""
-
-    patch: Count = 1  # pixels un-shuffled into channels before the first level
-    widths: Annotated[tuple[Count, ...], Field(min_length=2)] = (32, 64, 96, 128)
-    groups: Count = 8
-    dropout: Fraction = 0.0
-    layers: Count = 1  # residual layers per level and direction
-    attention: tuple[Count, ...] = ()  # levels (1: the largest maps) with attention after each residual layer
-
-    @model_validator(mode="after")
-    def _levels(self) -> Self:
-        if wrong := [level for level in self.attention if level > len(self.widths)]:
-            raise ValueError(f"attention at level {wrong[0]}, but widths has {len(self.widths)} levels")
-        return self
 
 
 def _yaml_word(value: object) -> object:
@@ -90,9 +56,11 @@ class AlignConfig(Section):
     """Representation alignment (REPA, Yu et al. 2025): a block imitates a pretrained CNN's features of the image."""
 
     weight: NonNegative = 0.0  # 0: off
-    block: Literal["middle", "first_up", "last_down"] = "middle"
+    block: str = "middle"  # middle, first_up, last_down, or a block by its name: up2 (U-Net), block7 (U-ViT)
     cnn: str = "tf_efficientnet_lite0"  # any timm model, weights as classifier.cnn_weights says
     size: Annotated[int, Field(ge=32)] = 128  # pixels the CNN sees
+    # of the CNN's map that is imitated; 32 is its last. Middle maps tell more of images unlike its own (docs/step1.md)
+    stride: Literal[4, 8, 16, 32] = 16
     width: Count = 256  # hidden channels of the projector
 
 
@@ -163,6 +131,8 @@ class DiffusionConfig(Section):
             raise ValueError("t_mean and t_deviation belong to t_distribution logit_normal")
         if self.augmentation.probability and self.align.weight:
             raise ValueError("augmentation and align exclude one another: align sees the image as stored")
+        if self.align.block not in ("middle", "first_up", "last_down", *self.network.blocks):
+            raise ValueError(f"align.block {self.align.block}: this network has {', '.join(self.network.blocks)}")
         if self.growth and self.backbone != "unet":
             raise ValueError("growth needs backbone unet: U-ViT's positions have one size")
         stages = [*self.growth, (1.0, self.image_size)]
@@ -170,6 +140,11 @@ class DiffusionConfig(Section):
         if any(a[0] >= b[0] or a[1] >= b[1] for a, b in pairs) or any(share == 0 for share, _ in stages):
             raise ValueError("growth must rise in share of the steps (above 0) and in size, to image_size")
         return self
+
+    @property
+    def network(self) -> UViTConfig | UNetConfig:
+        """The shape of the backbone."""
+        return self.uvit if self.backbone == "uvit" else self.unet
 
     def size_at(self, step: int, steps: int) -> int:
         """Size of the images of a step (0-based) of a training of so many `steps`, pixels."""

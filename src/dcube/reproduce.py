@@ -2,17 +2,18 @@
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from shutil import copyfile
 from typing import Any
 
 from dcube.config import Experiment
 from dcube.data.sources import open_images
 from dcube.data.store import Store, cached_store
-from dcube.diffusion.train import load_diffusion, write_grid
 from dcube.errors import InputError
 from dcube.experiments.step1 import TRAINED, Unit, study
 from dcube.experiments.step1_summary import markdown, summarise
-from dcube.files import read_json, write_json, write_text
+from dcube.files import atomic_write, read_json, write_json, write_text
 from dcube.report.studies import differences_figure
 from dcube.settings import load_experiment
 from dcube.stages import check_models
@@ -56,8 +57,8 @@ def reproduce_step1(
     write_text(out / "step1.md", markdown(summary))
     write_text(out / "step1.svg", differences_figure(summary))
     for unit in _first_of_each(units):
-        trained = load_diffusion(unit.directory / "step1" / TRAINED / "model.safetensors")
-        write_grid(out / f"samples-{unit.name}.png", trained, settings.seed)
+        for grid in sorted((unit.directory / "step1" / TRAINED / "samples").glob("*.png"))[-1:]:  # of its last step
+            atomic_write(out / f"samples-{unit.name}.png", partial(copyfile, grid))
     return summary
 
 

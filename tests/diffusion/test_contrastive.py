@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from dcube.config import AlignConfig, ContrastiveConfig
+from dcube.config import AlignConfig, ContrastiveConfig, DiffusionConfig
 from dcube.diffusion.build import add_side_heads, build_denoiser
 from dcube.diffusion.contrastive import (
     alignment_loss,
@@ -146,7 +146,8 @@ def test_a_side_head_learns_and_the_label_stays_hidden(form: str, backbone: str)
     {"contrastive": {"form": "auxiliary"}},
     {"contrastive": {"form": "supervised", "horizon": 0.5}},
     {"contrastive": {"distance": "centred", "pairs": "all", "margin": 1.0}},
-    {"contrastive": {"weight": 0.0}, "align": {"weight": 0.5, "block": "first_up", "size": 32}},
+    {"contrastive": {"weight": 0.0}, "align": {"weight": 0.5, "block": "first_up", "size": 32, "stride": 32}},
+    {"contrastive": {"weight": 0.0}, "align": {"weight": 0.5, "block": "up1", "size": 32}},
 ])  # fmt: skip
 def test_side_heads_are_trained_and_left_behind(changes: dict[str, Any], tmp_path: Path) -> None:
     data = tiny_data(tmp_path / "store")
@@ -157,6 +158,18 @@ def test_side_heads_are_trained_and_left_behind(changes: dict[str, Any], tmp_pat
     plain = build_denoiser(settings.diffusion, 1, 3).state_dict()
     assert set(tensors) == set(plain)
     assert ('"align"' if teacher else '"contrastive"') in (tmp_path / "out" / "log.jsonl").read_text()
+
+
+def test_a_teacher_gives_standardised_maps_of_the_stride_asked_for(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "store")
+    for stride, side in ((8, 8), (16, 4), (32, 2)):
+        align = {"weight": 1.0, "size": 64, "stride": stride}
+        teacher = CnnTeacher(data, tiny_experiment(diffusion={"align": align}))
+        maps = teacher(np.arange(len(data.indices("train"))), np.zeros(len(data.indices("train")), bool))
+        assert maps.shape[1:] == (teacher.width, side, side)
+        moving = maps.std((0, 2, 3)) > 0.5  # a channel that hardly moves is left as it is
+        assert moving.float().mean() > 0.5 and maps.mean((0, 2, 3)).abs().max() < 0.05
+        torch.testing.assert_close(maps.std((0, 2, 3))[moving], torch.ones(int(moving.sum())), atol=0.02, rtol=0)
 
 
 def test_a_teacher_gives_the_same_features_held_or_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,5 +190,5 @@ def test_what_cannot_be_combined_is_refused() -> None:
     for wrong in ({"label": "true", "form": "auxiliary"}, {"label": "true", "horizon": 0.5}):
         with pytest.raises(ValidationError, match="label true"):
             ContrastiveConfig.model_validate(wrong)
-    with pytest.raises(ValidationError):
-        AlignConfig(block="up9")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="up9: this network has down1, .*, up1"):
+        DiffusionConfig(align=AlignConfig(block="up9"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy.special import erf
 
-from dcube.config import UViTConfig
 from dcube.diffusion.backbone import timestep_embedding
 from dcube.diffusion.uvit import UViT
+from dcube.networks import UViTConfig
 from tiny import randomise
 
 Weights = dict[str, np.ndarray]

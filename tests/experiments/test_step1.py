@@ -59,7 +59,7 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn"}
         for probabilities in found.values():
             assert probabilities.shape == (len(cell.held_out), 3)
-            np.testing.assert_allclose(probabilities.sum(1), 1, atol=1e-5)
+            np.testing.assert_allclose(probabilities.sum(1), 1, atol=2e-4)  # rounded
         assert not np.array_equal(found[PROBE + TRAINED], found[PROBE + UNTRAINED])
 
 

@@ -44,14 +44,16 @@ def add_side_heads(model: Denoiser, config: DiffusionConfig, teacher_width: int 
     teacher_width: channels of the network that `align` imitates, None without one.
     """
     torch.manual_seed(key(seed, "diffusion", "side heads"))
-    width = config.uvit.width if config.backbone == "uvit" else config.unet.widths[-1]
+    width = config.network.width_of(model.middle)
     form = config.contrastive.form if config.contrastive.weight else None
     if form == "supervised":
         model.side["projection"] = Pooled(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, PROJECTION))
     if form == "auxiliary":
         model.side["auxiliary"] = Pooled(nn.Linear(width, model.num_classes))
     if teacher_width is not None:
-        at = model.blocks.index(model.middle) + {"last_down": -1, "middle": 0, "first_up": 1}[config.align.block]
+        places = {"last_down": -1, "middle": 0, "first_up": 1}
+        named, hidden = config.align.block, config.align.width
+        at = model.blocks.index(model.middle) + places[named] if named in places else model.blocks.index(named)
         model.aligned = model.blocks[at]
-        hidden = config.align.width
+        width = config.network.width_of(model.aligned)
         model.side["align"] = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, teacher_width, 1))

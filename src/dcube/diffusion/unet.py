@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcube.config import UNetConfig
 from dcube.diffusion.attention import attend
 from dcube.diffusion.backbone import Denoiser, timestep_embedding
+from dcube.networks import UNetConfig
 
 
 class Residual(nn.Module):
@@ -62,10 +62,8 @@ class UNet(Denoiser):
         widths, groups = config.widths, config.groups
         condition = 4 * widths[0]
         super().__init__(num_classes, condition)
-        self.widths, self.patch, levels = widths, config.patch, len(widths)
-        self.blocks = (
-            *(f"down{i + 1}" for i in range(levels)), "mid", *(f"up{i + 1}" for i in reversed(range(levels))),
-        )  # fmt: skip
+        self.widths, self.patch = widths, config.patch
+        self.blocks = config.blocks
         self.middle = "mid"
         self.time = nn.Sequential(nn.Linear(widths[0], condition), nn.SiLU(), nn.Linear(condition, condition))
         self.stem = nn.Conv2d(channels * config.patch**2, widths[0], 3, padding=1)

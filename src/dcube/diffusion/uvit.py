@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from dcube.config import UViTConfig
 from dcube.diffusion.attention import attend
 from dcube.diffusion.backbone import Denoiser, Trial, timestep_embedding
+from dcube.networks import UViTConfig
 
 
 class Attention(nn.Module):
@@ -56,7 +56,7 @@ class UViT(Denoiser):
         super().__init__(num_classes, config.width)
         half, width = config.depth // 2, config.width
         self.patch, self.channels, self.grid = config.patch, channels, image_size // config.patch
-        self.blocks = tuple(f"block{i}" for i in range(config.depth + 1))
+        self.blocks = config.blocks
         self.middle = f"block{half}"
         self.embed = _convolutional_stem(channels, width, config.patch) if config.stem == "conv" else nn.Conv2d(
             channels, width, config.patch, config.patch

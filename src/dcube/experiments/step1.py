@@ -13,17 +13,8 @@ import numpy as np
 
 from dcube.config import Experiment
 from dcube.data.store import Store
-from dcube.diffusion.train import Diffusion, untrained
 from dcube.experiments.pool import run_units
-from dcube.experiments.step1_cell import (
-    Cell,
-    best_blocks,
-    classify_system,
-    diffusion_arm,
-    fold_data,
-    probe_arm,
-    reference_probes,
-)  # fmt: skip
+from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system, fold_data, reference_probes
 from dcube.settings import override
 
 TRAINED, UNTRAINED = "trained", "untrained"
@@ -101,24 +92,18 @@ def study(
 
 
 def run_unit(unit: Unit) -> None:
-    """Train, probe and classify in one cell."""
+    """Train, probe and classify in one cell; what is there already is not made again."""
     cell = cell_of(unit)
-    cnn = reference_probes(cell, unit.settings)
-    trained, probed = {}, {}
-    for arm in unit.arms:
-        settings = override(unit.settings, ARMS[arm])
-        trained[arm] = untrained_arm(cell, settings) if arm == UNTRAINED else diffusion_arm(cell, arm, settings)
-        probed[arm] = probe_arm(cell, arm, settings, trained[arm], unit.timesteps, cnn)
-    if TRAINED not in unit.arms:
+    reference_probes(cell, unit.settings)
+    arms = {
+        name: Arm(cell, name, override(unit.settings, ARMS[name]), trained=name != UNTRAINED) for name in unit.arms
+    }
+    probed = {name: arm.probe(unit.timesteps) for name, arm in arms.items()}
+    if TRAINED not in arms:
         return
     for system, (source, changes) in SYSTEMS.items():
         blocks = best_blocks(probed[source], unit.settings.features.top_k) if source else []
-        classify_system(cell, system, override(unit.settings, changes), trained[source or TRAINED], blocks)
-
-
-def untrained_arm(cell: Cell, settings: Experiment) -> Diffusion:
-    """The network with which every arm's training begins."""
-    return untrained(settings.diffusion, cell.data.channels, cell.data.classes, settings.seed)
+        classify_system(cell, system, override(unit.settings, changes), arms[source or TRAINED], blocks)
 
 
 def cell_of(unit: Unit) -> Cell:

@@ -5,7 +5,8 @@ command makes what lacks and continues what was interrupted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from dcube.data.dataset import ImageData
 from dcube.data.folds import fold_splits
 from dcube.data.scarcity import scarce
 from dcube.data.store import Store
-from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
+from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion, untrained
 from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
+from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.probe import PIXELS
 from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
@@ -28,6 +30,7 @@ from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, read_json, write_json
 
+DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
 @dataclass(frozen=True)
 class Cell:
@@ -36,11 +39,36 @@ class Cell:
     directory: Path
     data: ImageData
     seed: int
+    _held: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def held_out(self) -> np.ndarray:
         """Rows of the fold that nothing is trained on."""
         return self.data.indices("test")
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Rows of the training part, then those of the held-out fold."""
+        return np.concatenate([self.data.indices("train"), self.held_out])
+
+    def cnn(self, settings: Experiment) -> np.ndarray:
+        """The pretrained CNN's features [n, d] of `rows`; made once."""
+        if "features" not in self._held:
+            how = settings.classifier
+            network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
+            self._held["features"] = cnn_features(network, self.data, self.rows, how.cnn_size)
+        return self._held["features"]
+
+    def probe(self, features: np.ndarray) -> dict[str, Any]:
+        """{"inside": macro-F1 of the folds inside the training part, "probabilities" of the held-out fold [n, K]} by
+        features [n, d] of `rows`.
+        """
+        train, groups = self.data.indices("train"), np.array(self.data.groups)
+        probabilities, inside = tuned_probe(
+            features[: len(train)], self.data.labels[train], groups[train], features[len(train) :],
+            classes=len(self.data.classes), seed=self.seed,
+        )  # fmt: skip
+        return {"inside": inside, "probabilities": probabilities.round(DIGITS).tolist()}
 
 
 def fold_data(store: Store, seed: int, folds: int, fold: int, quarter: bool) -> ImageData:
@@ -60,72 +88,71 @@ def fold_data(store: Store, seed: int, folds: int, fold: int, quarter: bool) -> 
     return ImageData(store, splits)
 
 
-def diffusion_arm(cell: Cell, name: str, settings: Experiment) -> Diffusion:
-    """The trained step 1 of an arm."""
-    directory = cell.directory / "step1" / name
-    file, finished = directory / "model.safetensors", directory / "done.json"
-    inputs = digest([settings.diffusion.model_dump(mode="json"), cell.seed, cell.data.store.key])
-    if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
-        teacher = CnnTeacher(cell.data, settings) if settings.diffusion.align.weight else None
-        train_diffusion(cell.data, settings, directory, teacher=teacher)
-        write_json(finished, {"inputs": inputs})
-    return load_diffusion(file)
+@dataclass(frozen=True)
+class Arm:
+    """A step 1 of a cell, trained when it is first needed."""
 
+    cell: Cell
+    name: str
+    settings: Experiment
+    trained: bool = True  # False: the network with which the training begins
 
-def probe_arm(
-    cell: Cell, name: str, settings: Experiment, diffusion: Diffusion, timesteps: Sequence[int], cnn: np.ndarray
-) -> dict[str, Any]:
-    """Linear probes of every block and timestep, ordered by their macro-F1 inside the training part.
+    @cached_property
+    def diffusion(self) -> Diffusion:
+        """The frozen step 1."""
+        cell, config = self.cell, self.settings.diffusion
+        if not self.trained:
+            return untrained(config, cell.data.channels, cell.data.classes, cell.seed)
+        directory = cell.directory / "step1" / self.name
+        finished = directory / "done.json"
+        inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key])
+        if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
+            teacher = CnnTeacher(cell.data, self.settings) if config.align.weight else None
+            train_diffusion(cell.data, self.settings, directory, teacher=teacher)
+            write_json(finished, {"inputs": inputs})
+        return load_diffusion(directory / "model.safetensors")
 
-    {"blocks": [{"block", "timestep", "inside", "probabilities" of the held-out fold}], "with_cnn": probabilities of
-    the best block joined with the CNN's features}.
-    """
-    file = cell.directory / "probe" / f"{name}.json"
-    if file.is_file():
-        found: dict[str, Any] = read_json(file)
+    def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
+        """Linear probes of every block and timestep: {"blocks": [{"block", "timestep", "inside": macro-F1 inside the
+        training part, "macro_f1" of the held-out fold}], "probabilities" of the held-out fold [n, K] by the block that
+        is best inside, "with_cnn": the same of that block joined with the CNN's features}.
+        """
+        file = self.cell.directory / "probe" / f"{self.name}.json"
+        if file.is_file():
+            found: dict[str, Any] = read_json(file)
+            return found
+        cell = self.cell
+        labels, table = cell.data.labels[cell.held_out], []
+        best: tuple[dict[str, Any], np.ndarray] | None = None
+        for index in range(len(self.diffusion.model.blocks)):
+            for t in timesteps:
+                frozen = FrozenFeatures(self.diffusion, [index], self.settings.features.input, PROBE_RASTER)
+                [features] = flat_features(frozen, cell.data, cell.rows, [t])
+                result = cell.probe(features)
+                f1 = macro_f1(labels, np.argmax(result["probabilities"], 1), len(cell.data.classes))
+                table.append({"block": index, "timestep": t, "inside": result["inside"], "macro_f1": f1})
+                if best is None or result["inside"] > best[0]["inside"]:
+                    best = result, features
+        assert best is not None
+        joined = np.concatenate([balanced(best[1]), balanced(cell.cnn(self.settings))], axis=1)
+        found = {"blocks": table, "probabilities": best[0]["probabilities"], "with_cnn": cell.probe(joined)}
+        write_json(file, found)
         return found
-    rows = np.concatenate([cell.data.indices("train"), cell.held_out])
-    table, best = [], None
-    for index in range(len(diffusion.model.blocks)):
-        for t in timesteps:
-            frozen = FrozenFeatures(diffusion, [index], settings.features.input, PROBE_RASTER)
-            [features] = flat_features(frozen, cell.data, rows, [t])
-            table.append({"block": index, "timestep": t, **_probe(cell, features)})
-            if best is None or table[-1]["inside"] > best[0]:
-                best = table[-1]["inside"], features
-    assert best is not None
-    joined = np.concatenate([balanced(best[1]), balanced(cnn)], axis=1)
-    result = {"blocks": table, "with_cnn": _probe(cell, joined)}
-    write_json(file, result)
-    return result
 
 
-def reference_probes(cell: Cell, settings: Experiment) -> np.ndarray:
-    """Probes of raw pixels and of the pretrained CNN, left in probe/; returns the CNN's features [n, d]."""
-    rows = np.concatenate([cell.data.indices("train"), cell.held_out])
-    how = settings.classifier
-    cnn = cnn_features(SubNetwork(how.cnn, how.cnn_weights, how.cnn_size), cell.data, rows, how.cnn_size)
+def reference_probes(cell: Cell, settings: Experiment) -> None:
+    """Probes of raw pixels and of the pretrained CNN, left in probe/."""
     for name in ("pixels", "cnn"):
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():
-            features = cnn if name == "cnn" else cell.data.images(rows, PIXELS).flatten(1).numpy()
-            write_json(file, _probe(cell, features))
-    return cnn
+            pixels = name == "pixels"
+            features = cell.data.images(cell.rows, PIXELS).flatten(1).numpy() if pixels else cell.cnn(settings)
+            write_json(file, cell.probe(features))
 
 
 def balanced(features: np.ndarray) -> np.ndarray:
     """At unit variance in sum, so that a PCA of several does not see the larger one alone."""
     return features / np.sqrt(features.var(0).sum() + 1e-12)
-
-
-def _probe(cell: Cell, features: np.ndarray) -> dict[str, Any]:
-    """{"inside": macro-F1 of the folds inside the training part, "probabilities" of the held-out fold [n, K]}."""
-    train, groups = cell.data.indices("train"), np.array(cell.data.groups)
-    probabilities, inside = tuned_probe(
-        features[: len(train)], cell.data.labels[train], groups[train], features[len(train) :],
-        classes=len(cell.data.classes), seed=cell.seed,
-    )  # fmt: skip
-    return {"inside": inside, "probabilities": probabilities.round(6).tolist()}
 
 
 def best_blocks(probed: Mapping[str, Any], count: int) -> list[int]:
@@ -139,15 +166,14 @@ def best_blocks(probed: Mapping[str, Any], count: int) -> list[int]:
 
 
 def classify_system(
-    cell: Cell, name: str, settings: Experiment, diffusion: Diffusion, blocks: list[int]
-) -> np.ndarray:
-    """Probabilities [n, K] of the held-out fold by a trained step 2."""
+    cell: Cell, name: str, settings: Experiment, arm: Arm, blocks: list[int]
+) -> None:
+    """Probabilities [n, K] of the held-out fold by a trained step 2 on `blocks` of a step 1, left in step2/."""
     file = cell.directory / "step2" / f"{name}.json"
     if file.is_file():
-        return np.array(read_json(file)["probabilities"])
+        return
     directory = cell.directory / "step2" / name
-    train_classifier(cell.data, settings, diffusion, blocks, directory)
-    predictor = load_predictor(directory / "model.safetensors", diffusion, diffusion.device)
+    train_classifier(cell.data, settings, arm.diffusion, blocks, directory)
+    predictor = load_predictor(directory / "model.safetensors", arm.diffusion, arm.diffusion.device)
     probabilities, _ = predict_rows(predictor, cell.data, cell.held_out)
-    write_json(file, {"blocks": blocks, "probabilities": probabilities.round(6).tolist()})
-    return probabilities
+    write_json(file, {"blocks": blocks, "probabilities": probabilities.round(DIGITS).tolist()})

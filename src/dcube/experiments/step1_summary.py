@@ -29,8 +29,7 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
         held = read_json(file)
-        chosen = max(held["blocks"], key=lambda row: row["inside"]) if "blocks" in held else held
-        found[PROBE + file.stem] = np.array(chosen["probabilities"])
+        found[PROBE + file.stem] = np.array(held["probabilities"])
         if "with_cnn" in held:
             found[PROBE + file.stem + JOINED] = np.array(held["with_cnn"]["probabilities"])
     for file in sorted((cell.directory / "step2").glob("*.json")):

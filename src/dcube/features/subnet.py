@@ -36,9 +36,25 @@ class SubNetwork(nn.Module):
         self.register_buffer("mean", torch.tensor(settings["mean"]).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(settings["std"]).view(1, -1, 1, 1))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def _normalised(self, images: torch.Tensor) -> torch.Tensor:
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-        feature: torch.Tensor = self.cnn.forward_features((images - self.mean) / self.std)
+        return (images - self.mean) / self.std
+
+    def level(self, images: torch.Tensor, stride: int) -> torch.Tensor:
+        """The map [B, C, S / stride, S / stride] of a level in the middle: the last one of that stride. InputError
+        where the network has none.
+        """
+        info = getattr(self.cnn, "feature_info", None) or ()
+        held = [row["reduction"] for row in (info if isinstance(info, list) else getattr(info, "info", []))]
+        if stride not in held:
+            there = ", ".join(map(str, sorted(set(held)))) or "none"
+            raise InputError(f"This CNN has no map of stride {stride}; there are {there}.")
+        at = len(held) - 1 - held[::-1].index(stride)
+        [found] = self.cnn.forward_intermediates(self._normalised(images), indices=[at], intermediates_only=True)
+        return found  # type: ignore[no-any-return]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        feature: torch.Tensor = self.cnn.forward_features(self._normalised(images))
         if feature.ndim == 3:  # a ViT: tokens [B, L, D], class token(s) first
             side = int(feature.shape[1] ** 0.5)
             feature = feature[:, -side * side :].transpose(1, 2).unflatten(2, (side, side))

@@ -15,7 +15,7 @@ SCALE_IMAGES = 512  # training images that give the mean and the deviation of th
 
 
 class CnnTeacher:
-    """Last maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU.
+    """Maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU.
 
     Each channel has mean 0 and deviation 1 over the training images: as they come, the positions of all images point
     nearly the same way, and a network has a high cosine with them that knows nothing of the image.
@@ -25,14 +25,16 @@ class CnnTeacher:
         self.config, self.data = settings.diffusion.align, data
         self.network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size).eval()
         self.network.requires_grad_(False)
-        self.width = self.network.width
         self.rows = data.indices("train")
         self.mean, self.scale = torch.zeros(()), torch.ones(())
         some = numpy_rng(settings.seed, "teacher").permutation(self.rows)[:SCALE_IMAGES]
         chunks = [some[start : start + CHUNK] for start in range(0, len(some), CHUNK)]
         maps = torch.cat([self._maps(rows, np.zeros(len(rows), bool)) for rows in chunks])
+        self.width = maps.shape[1]
         size = 2 * len(self.rows) * maps[0].numel() * 2 / 1e9
-        self.mean, self.scale = maps.mean((0, 2, 3))[:, None, None], maps.std((0, 2, 3))[:, None, None] + 1e-6
+        deviation = maps.std((0, 2, 3))
+        floor = 0.01 * float(deviation.mean()) + 1e-6  # a channel that hardly moves says nothing, and is not blown up
+        self.mean, self.scale = maps.mean((0, 2, 3))[:, None, None], deviation.clamp(min=floor)[:, None, None]
         self.held = self._all() if size <= HELD_GB else None
 
     def __call__(self, positions: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
@@ -45,7 +47,7 @@ class CnnTeacher:
     def _maps(self, rows: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
         images = self.data.images(rows, self.config.size)
         images = torch.where(torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images)
-        return (self.network(images) - self.mean) / self.scale  # type: ignore[no-any-return]
+        return (self.network.level(images, self.config.stride) - self.mean) / self.scale  # type: ignore[no-any-return]
 
     def _all(self) -> torch.Tensor:
         """[n, 2, width, s, s] float16: every training image as it is and mirrored."""
