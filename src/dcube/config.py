@@ -56,7 +56,9 @@ class AlignConfig(Section):
     """Representation alignment (REPA, Yu et al. 2025): a block imitates a pretrained CNN's features of the image."""
 
     weight: NonNegative = 0.0  # 0: off
-    block: str = "middle"  # middle, first_up, last_down, or a block by its name: up2 (U-Net), block7 (U-ViT)
+    # middle, or a block by its name: up2 (U-Net), block7 (U-ViT); matching: the first block on the way up whose map is
+    # as large as the CNN's (U-Net), the middle one (U-ViT)
+    block: str = "matching"
     cnn: str = "tf_efficientnet_lite0"  # any timm model, weights as classifier.cnn_weights says
     size: Annotated[int, Field(ge=32)] = 128  # pixels the CNN sees
     # of the CNN's map that is imitated; 32 is its last. Middle maps tell more of images unlike its own (docs/step1.md)
@@ -131,7 +133,7 @@ class DiffusionConfig(Section):
             raise ValueError("t_mean and t_deviation belong to t_distribution logit_normal")
         if self.augmentation.probability and self.align.weight:
             raise ValueError("augmentation and align exclude one another: align sees the image as stored")
-        if self.align.block not in ("middle", "first_up", "last_down", *self.network.blocks):
+        if self.align.block not in ("matching", "middle", *self.network.blocks):
             raise ValueError(f"align.block {self.align.block}: this network has {', '.join(self.network.blocks)}")
         if self.growth and self.backbone != "unet":
             raise ValueError("growth needs backbone unet: U-ViT's positions have one size")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from dcube.classifier.head import map_side
 from dcube.classifier.model import DCubeClassifier
 from dcube.config import Experiment
 from dcube.data.records import ImageSet
@@ -76,7 +77,7 @@ def _time_step2(settings: Experiment, diffusion: Diffusion, classes: int, train:
     """Seconds per step, and gigabytes of the feature cache; as many blocks as `features.top_k` are assumed."""
     config, optimizer = settings.classifier, settings.classifier.optimizer
     blocks = list(settings.features.blocks or range(len(diffusion.model.blocks))[-settings.features.top_k - 1 : -1])
-    frozen = FrozenFeatures(diffusion, blocks, settings.features.input, config.grid)
+    frozen = FrozenFeatures(diffusion, blocks, settings.features.input, map_side(config))
     runtime = Runtime(settings.runtime, optimizer.dtype)
     model = runtime.prepare(DCubeClassifier(config, classes, [s[0] for s in frozen.shapes], weights="none"))
     B = optimizer.batch_size

@@ -146,7 +146,7 @@ def test_a_side_head_learns_and_the_label_stays_hidden(form: str, backbone: str)
     {"contrastive": {"form": "auxiliary"}},
     {"contrastive": {"form": "supervised", "horizon": 0.5}},
     {"contrastive": {"distance": "centred", "pairs": "all", "margin": 1.0}},
-    {"contrastive": {"weight": 0.0}, "align": {"weight": 0.5, "block": "first_up", "size": 32, "stride": 32}},
+    {"contrastive": {"weight": 0.0}, "align": {"weight": 0.5, "block": "middle", "size": 32, "stride": 32}},
     {"contrastive": {"weight": 0.0}, "align": {"weight": 0.5, "block": "up1", "size": 32}},
 ])  # fmt: skip
 def test_side_heads_are_trained_and_left_behind(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -158,6 +158,23 @@ def test_side_heads_are_trained_and_left_behind(changes: dict[str, Any], tmp_pat
     plain = build_denoiser(settings.diffusion, 1, 3).state_dict()
     assert set(tensors) == set(plain)
     assert ('"align"' if teacher else '"contrastive"') in (tmp_path / "out" / "log.jsonl").read_text()
+
+
+@pytest.mark.parametrize(("changes", "block"), [
+    ({"image_size": 64, "unet": {"patch": 2, "widths": (8, 8, 8, 8)}}, "up3"),  # maps of 32, 16, 8 and 4
+    ({"image_size": 32, "unet": {"patch": 2, "widths": (8, 8, 8, 8)}}, "up2"),
+    ({"image_size": 8, "unet": {"widths": (8, 8)}, "align": {"weight": 1.0, "size": 256}}, "up1"),
+    ({"image_size": 8, "align": {"weight": 1.0, "block": "down1"}}, "down1"),
+    ({"image_size": 16, "backbone": "uvit", "uvit": {"patch": 4, "width": 8, "depth": 4, "heads": 2}}, "block2"),
+])  # fmt: skip
+def test_the_aligned_block_has_a_map_like_the_teachers(changes: dict[str, Any], block: str) -> None:
+    config = tiny_experiment(diffusion={"align": {"weight": 1.0}, **changes}).diffusion
+    model = build_denoiser(config, 1, 3)
+    add_side_heads(model, config, 12, seed=0)
+    assert model.aligned == block
+    x, t = torch.zeros(2, 1, config.image_size, config.image_size), torch.zeros(2, dtype=torch.long)
+    _, features = model.train()(x, t, None, [block])
+    assert features["side.align"].shape[1] == 12
 
 
 def test_a_teacher_gives_standardised_maps_of_the_stride_asked_for(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from dcube.data.dataset import ImageData
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.step1 import ARMS, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
-from dcube.experiments.step1_cell import best_blocks, fold_data
+from dcube.experiments.step1_cell import MIDDLE, best_blocks, fold_data
 from dcube.experiments.step1_summary import PROBE, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
 from tiny import tiny_data, tiny_experiment
@@ -56,7 +56,7 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         found = read_cell(cell)
         arms = list(ARMS)
         names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms), *SYSTEMS]
-        assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn"}
+        assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn", PROBE + MIDDLE}
         for probabilities in found.values():
             assert probabilities.shape == (len(cell.held_out), 3)
             np.testing.assert_allclose(probabilities.sum(1), 1, atol=2e-4)  # rounded

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dcube.config import ClassifierConfig
+
 
 class Bring(nn.Module):
     """Block maps of any width and size to `width` channels on one grid: normalise, 1x1 convolution, resize."""
@@ -90,11 +92,13 @@ class LateHead(nn.Module):
     averaged. With few images this overfits less than the paper's head and keeps the CNN's own path short.
     """
 
+    RASTER = 4
+
     def __init__(
         self, blocks: Sequence[int], cnn_width: int, num_classes: int, grid: int, width: int, dropout: float
     ) -> None:
         super().__init__()
-        self.raster = min(4, grid)
+        self.raster = min(self.RASTER, grid)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in blocks)
         self.reduce = nn.ModuleList(nn.Linear(channels * self.raster**2, width) for channels in blocks)
         self.dropout = nn.Dropout(dropout)
@@ -114,13 +118,14 @@ class BranchHead(nn.Module):
     ModDrop, Neverova et al. 2016), so that each learns to decide alone and neither drowns the other.
     """
 
+    RASTER = 8
     ALONE = 0.25  # share of the images that each of the two classifies alone, in training
 
     def __init__(
         self, blocks: Sequence[int], cnn_width: int, num_classes: int, grid: int, width: int, dropout: float
     ) -> None:
         super().__init__()
-        self.raster = min(8, grid)
+        self.raster = min(self.RASTER, grid)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in blocks)
         self.main = nn.ModuleList(nn.Linear(channels * self.raster**2, num_classes) for channels in blocks)
         self.sub = nn.Linear(cnn_width, num_classes)
@@ -143,3 +148,8 @@ class BranchHead(nn.Module):
 
 
 HEADS = {"paper": PaperHead, "late": LateHead, "branches": BranchHead}
+
+
+def map_side(config: ClassifierConfig) -> int:
+    """Side of the maps that the head of a configuration looks at; larger ones are averaged down before."""
+    return min(config.grid, getattr(HEADS[config.head], "RASTER", config.grid))

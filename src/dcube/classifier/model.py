@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dcube.classifier.head import HEADS
+from dcube.classifier.head import HEADS, map_side
 from dcube.config import ClassifierConfig, FeaturesConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
@@ -109,7 +109,7 @@ def load_predictor(path: Path, diffusion: Diffusion, device: torch.device | str 
     config = ClassifierConfig.model_validate(metadata["classifier"])
     features = FeaturesConfig.model_validate(metadata["features"])
     dtype = predictor_dtype(features, diffusion.device)
-    frozen = FrozenFeatures(diffusion, metadata["blocks"], features.input, config.grid, dtype)
+    frozen = FrozenFeatures(diffusion, metadata["blocks"], features.input, map_side(config), dtype)
     model = DCubeClassifier(config, len(metadata["classes"]), [s[0] for s in frozen.shapes], weights="none")
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

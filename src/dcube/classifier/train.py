@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dcube.classifier.batches import ClassifierBatches, make_cache
+from dcube.classifier.head import map_side
 from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor, predictor_dtype
 from dcube.classifier.objective import ClassifierObjective, cycle_loss
 from dcube.classifier.views import apart
@@ -131,7 +132,7 @@ def train_classifier(
     """
     config = experiment.classifier
     frozen, predicting = (
-        FrozenFeatures(diffusion, blocks, experiment.features.input, config.grid, dtype)
+        FrozenFeatures(diffusion, blocks, experiment.features.input, map_side(config), dtype)
         for dtype in (
             frozen_dtype(experiment.features.dtype, diffusion.device, directory),
             predictor_dtype(experiment.features, diffusion.device),

@@ -51,9 +51,17 @@ def add_side_heads(model: Denoiser, config: DiffusionConfig, teacher_width: int 
     if form == "auxiliary":
         model.side["auxiliary"] = Pooled(nn.Linear(width, model.num_classes))
     if teacher_width is not None:
-        places = {"last_down": -1, "middle": 0, "first_up": 1}
-        named, hidden = config.align.block, config.align.width
-        at = model.blocks.index(model.middle) + places[named] if named in places else model.blocks.index(named)
-        model.aligned = model.blocks[at]
+        model.aligned, hidden = aligned_block(config, model.middle), config.align.width
         width = config.network.width_of(model.aligned)
         model.side["align"] = nn.Sequential(nn.Conv2d(width, hidden, 1), nn.SiLU(), nn.Conv2d(hidden, teacher_width, 1))
+
+
+def aligned_block(config: DiffusionConfig, middle: str) -> str:
+    """The block that imitates the CNN's map (`align.block`)."""
+    if config.align.block not in ("matching", "middle"):
+        return config.align.block
+    if config.align.block == "middle" or config.backbone == "uvit":
+        return middle
+    wanted, largest = config.align.size // config.align.stride, config.image_size // config.unet.patch
+    levels = range(len(config.unet.widths), 0, -1)
+    return next((f"up{i}" for i in levels if largest >> (i - 1) >= wanted), "up1")

@@ -17,18 +17,22 @@ from dcube.experiments.pool import run_units
 from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system, fold_data, reference_probes
 from dcube.settings import override
 
-TRAINED, UNTRAINED = "trained", "untrained"
+TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "eq. 3 alone"
+ALONE = "diffusion.align.weight=0"
 EARLY = "diffusion.contrastive.horizon=0.5"  # at much noise there is no class to see
-RELATIVES: dict[str, tuple[str, ...]] = {  # what could bring the labels, or what a CNN knows, into step 1
+RELATIVES: dict[str, tuple[str, ...]] = {  # what could bring the labels into step 1; all without the recipe's align
     "eq. 4": (
-        "diffusion.contrastive.weight=0.1", "diffusion.contrastive.distance=centred", "diffusion.contrastive.pairs=all",
-        "diffusion.contrastive.margin=1", EARLY,
+        ALONE, "diffusion.contrastive.weight=0.1", "diffusion.contrastive.distance=centred",
+        "diffusion.contrastive.pairs=all", "diffusion.contrastive.margin=1", EARLY,
     ),
-    "supervised contrastive": ("diffusion.contrastive.weight=0.1", "diffusion.contrastive.form=supervised", EARLY),
-    "auxiliary head": ("diffusion.contrastive.weight=1", "diffusion.contrastive.form=auxiliary", EARLY),
-    "aligned to the CNN": ("diffusion.align.weight=0.5",),
-}
-ARMS: dict[str, tuple[str, ...]] = {TRAINED: (), UNTRAINED: (), **RELATIVES}  # step 1, as changes of the recipe
+    "supervised contrastive": (
+        ALONE, "diffusion.contrastive.weight=0.1", "diffusion.contrastive.form=supervised", EARLY,
+    ),
+    "auxiliary head": (ALONE, "diffusion.contrastive.weight=1", "diffusion.contrastive.form=auxiliary", EARLY),
+}  # fmt: skip
+ARMS: dict[str, tuple[str, ...]] = {  # step 1, as changes of the recipe
+    TRAINED: (), UNTRAINED: (), PLAIN: (ALONE, "diffusion.contrastive.weight=0"), **RELATIVES,
+}  # fmt: skip
 SYSTEMS: dict[str, tuple[str | None, tuple[str, ...]]] = {  # step 2: which step 1 (None: none), changes of the recipe
     "D-Cube": (TRAINED, ()),
     "untrained step 1": (UNTRAINED, ()),
@@ -68,8 +72,8 @@ def study(
     stores: dict[str, Store], settings: Experiment, out: Path, *, folds: int, seeds: Sequence[int], jobs: int,
     timesteps: tuple[int, ...], quarter: bool = True, relatives: bool = True,
 ) -> list[Unit]:  # fmt: skip
-    """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Last come the
-    relatives of eq. 4, with the first seed and the whole training part only.
+    """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Step 1 with
+    eq. 3 alone, with eq. 4 and with its relatives is asked about with the first seed and the whole training part only.
 
     InputError where a class has too few groups for the folds, or for a quarter of their training parts.
     """
@@ -82,13 +86,13 @@ def study(
             for seed in some for fold in range(folds) for name, store in stores.items()
         ]  # fmt: skip
 
-    shares = (False, True) if quarter else (False,)
-    units = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds)]
-    others = units_of(tuple(RELATIVES), False, seeds[:1]) if relatives else []
-    for unit in units:
+    whole = units_of((TRAINED, UNTRAINED), False, seeds)
+    others = units_of((PLAIN, *RELATIVES), False, seeds[:1]) if relatives else []
+    scarce = units_of((TRAINED, UNTRAINED), True, seeds) if quarter else []
+    for unit in (*whole, *scarce):
         cell_of(unit)  # too few groups for such parts are found before hours of work
-    run_units(run_unit, [*units, *others], jobs, max(1, settings.runtime.threads))
-    return units
+    run_units(run_unit, [*whole, *others, *scarce], jobs, max(1, settings.runtime.threads))
+    return [*whole, *scarce]
 
 
 def run_unit(unit: Unit) -> None:

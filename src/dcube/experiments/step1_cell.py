@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dcube.classifier.model import load_predictor, predict_rows
 from dcube.classifier.train import train_classifier
@@ -24,12 +25,13 @@ from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.probe import PIXELS
-from dcube.features.frozen import FrozenFeatures, flat_features
+from dcube.features.frozen import CHUNK, FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, read_json, write_json
 
+MIDDLE = "cnn, stride 16"
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
 @dataclass(frozen=True)
@@ -141,13 +143,30 @@ class Arm:
 
 
 def reference_probes(cell: Cell, settings: Experiment) -> None:
-    """Probes of raw pixels and of the pretrained CNN, left in probe/."""
-    for name in ("pixels", "cnn"):
+    """Probes of raw pixels and of the pretrained CNN, its last map's means and a middle map, left in probe/."""
+    made = {
+        "pixels": lambda: cell.data.images(cell.rows, PIXELS).flatten(1).numpy(),
+        "cnn": lambda: cell.cnn(settings),
+        MIDDLE: lambda: middle_maps(cell, settings),
+    }
+    for name, features in made.items():
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():
-            pixels = name == "pixels"
-            features = cell.data.images(cell.rows, PIXELS).flatten(1).numpy() if pixels else cell.cnn(settings)
-            write_json(file, cell.probe(features))
+            write_json(file, cell.probe(features()))
+
+
+def middle_maps(cell: Cell, settings: Experiment) -> np.ndarray:
+    """The pretrained CNN's map of stride 16, flattened like the blocks of step 1: [n, d] of the cell's rows."""
+    how = settings.classifier
+    network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).eval()
+
+    @torch.inference_mode()
+    def of(rows: np.ndarray) -> np.ndarray:
+        maps = network.level(cell.data.images(rows, how.cnn_size), 16)
+        side = min(PROBE_RASTER, maps.shape[-1])
+        return torch.nn.functional.adaptive_avg_pool2d(maps, side).flatten(1).numpy()
+
+    return np.concatenate([of(cell.rows[at : at + CHUNK]) for at in range(0, len(cell.rows), CHUNK)])
 
 
 def balanced(features: np.ndarray) -> np.ndarray:

@@ -6,16 +6,20 @@ from typing import Any
 import numpy as np
 
 from dcube.evaluation.repeats import repeated_difference, repeated_metric
-from dcube.experiments.step1 import RELATIVES, TRAINED, UNTRAINED, Unit, pooled
-from dcube.experiments.step1_cell import Cell
+from dcube.experiments.step1 import PLAIN, RELATIVES, TRAINED, UNTRAINED, Unit, pooled
+from dcube.experiments.step1_cell import MIDDLE, Cell
 from dcube.files import read_json
 
 PROBE, JOINED = "probe: ", " + CNN"
 QUESTIONS = (  # (figure, compared with): each a paired difference
     (PROBE + TRAINED, PROBE + UNTRAINED),
     (PROBE + TRAINED, PROBE + "pixels"),
-    *((PROBE + relative, PROBE + TRAINED) for relative in RELATIVES),
+    (PROBE + TRAINED, PROBE + PLAIN),
+    (PROBE + PLAIN, PROBE + UNTRAINED),
+    (PROBE + PLAIN, PROBE + "pixels"),
+    *((PROBE + relative, PROBE + PLAIN) for relative in RELATIVES),
     (PROBE + TRAINED, PROBE + "cnn"),
+    (PROBE + TRAINED, PROBE + MIDDLE),
     (PROBE + TRAINED + JOINED, PROBE + "cnn"),
     (PROBE + TRAINED + JOINED, PROBE + UNTRAINED + JOINED),
     ("D-Cube", "untrained step 1"),
@@ -66,8 +70,9 @@ def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
 def _difference(
     a: list[np.ndarray], b: list[np.ndarray], labels: np.ndarray, groups: np.ndarray, bootstrap: int
 ) -> dict[str, Any]:
-    """Paired over the seeds that both have: the relatives of eq. 4 were asked with the first one alone."""
-    return repeated_difference(a, b[: len(a)], labels, groups, bootstrap=bootstrap)
+    """Paired over the seeds that both have: eq. 3 alone and the relatives of eq. 4 were asked with the first one."""
+    both = min(len(a), len(b))
+    return repeated_difference(a[:both], b[:both], labels, groups, bootstrap=bootstrap)
 
 
 def _chosen(units: Sequence[Unit]) -> dict[str, list[list[int]]]:

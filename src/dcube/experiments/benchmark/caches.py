@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from dcube.classifier.batches import make_cache
+from dcube.classifier.head import map_side
 from dcube.classifier.model import predictor_dtype
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -18,7 +19,7 @@ def make_caches(
     """The caches that `train_classifier` will look for in `directory`; returns the seconds that they took, over all
     sittings that came to their end (DIRECTORY/caches.json).
     """
-    features, grid = settings.features, settings.classifier.grid
+    features, grid = settings.features, map_side(settings.classifier)
     dtypes = {
         "train": frozen_dtype(features.dtype, diffusion.device, directory),
         "val": predictor_dtype(features, diffusion.device),
