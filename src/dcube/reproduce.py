@@ -14,6 +14,7 @@ from dcube.errors import InputError
 from dcube.experiments.step1 import TRAINED, Unit, study
 from dcube.experiments.step1_summary import markdown, summarise
 from dcube.files import atomic_write, read_json, write_json, write_text
+from dcube.lock import folder_lock
 from dcube.report.studies import differences_figure
 from dcube.settings import load_experiment
 from dcube.stages import check_models
@@ -48,12 +49,19 @@ def reproduce_step1(
         "settings": settings.model_dump(mode="json", exclude={"seed", "runtime"}), "folds": folds,
         "timesteps": list(timesteps), "data": {name: store.key for name, store in stores.items()},
     }  # fmt: skip
-    _keep_plan(out, asked)
-    units = study(
-        stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
-        relatives=relatives,
-    )  # fmt: skip
-    summary = summarise(units, settings.evaluation.bootstrap)
+    _check_folder(out, asked)
+    out.mkdir(parents=True, exist_ok=True)
+    with folder_lock(out):
+        write_json(out / "plan.json", asked)
+        units = study(
+            stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
+            relatives=relatives,
+        )  # fmt: skip
+        return _write(out, asked, units, settings.evaluation.bootstrap)
+
+
+def _write(out: Path, asked: dict[str, Any], units: Sequence[Unit], bootstrap: int) -> dict[str, Any]:
+    summary = summarise(units, bootstrap)
     write_json(out / "step1.json", {"plan": asked, "results": summary})
     write_text(out / "step1.md", markdown(summary))
     write_text(out / "step1.svg", differences_figure(summary))
@@ -75,7 +83,7 @@ def named_stores(data: Sequence[str | Path], settings: Experiment) -> dict[str, 
     return stores
 
 
-def _keep_plan(out: Path, asked: dict[str, Any]) -> None:
+def _check_folder(out: Path, asked: dict[str, Any]) -> None:
     """A folder holds one study: its cells would otherwise mix two settings."""
     file = out / "plan.json"
     if not file.exists() and out.is_dir() and any(out.iterdir()):
@@ -84,7 +92,6 @@ def _keep_plan(out: Path, asked: dict[str, Any]) -> None:
         held = read_json(file)
         if {k: v for k, v in held.items() if k != "data"} != {k: v for k, v in asked.items() if k != "data"}:
             raise InputError(f"{out} holds a study with other settings; give another --out, or the same settings.")
-    write_json(file, asked)
 
 
 def _first_of_each(units: Sequence[Unit]) -> list[Unit]:
