@@ -8,8 +8,8 @@ import pytest
 
 from dcube.data.dataset import ImageData
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.step1 import ARMS, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
-from dcube.experiments.step1_cell import MIDDLE, best_blocks, fold_data
+from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
+from dcube.experiments.step1_cell import MIDDLE, Cell, best_blocks, fold_data
 from dcube.experiments.step1_summary import PROBE, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
 from tiny import tiny_data, tiny_experiment
@@ -83,6 +83,18 @@ def test_the_summary_pools_out_of_fold_predictions(done: tuple[Path, list[Unit]]
     text = markdown(summarise(units, bootstrap=100))
     assert "D-Cube - no step 1" in text and f"{expected:.3f}" in text
     assert differences_figure(summarise(units, bootstrap=100)).count("<svg") == 1
+
+
+def test_what_only_some_cells_were_asked_is_left_out(done: tuple[Path, list[Unit]]) -> None:
+    _, units = done
+    first = cell_of(units[0]).directory
+
+    def read(cell: Cell) -> dict[str, np.ndarray]:
+        found = read_cell(cell)
+        return found if cell.directory == first else {k: v for k, v in found.items() if k != PROBE + PLAIN}
+
+    repeats, _, _ = pooled(units, read)
+    assert PROBE + PLAIN not in repeats and set(repeats) | {PROBE + PLAIN} == set(pooled(units, read_cell)[0])
 
 
 def test_blocks_are_chosen_by_their_figures_inside_the_training_part() -> None:

@@ -87,7 +87,8 @@ def study(
         ]  # fmt: skip
 
     whole = units_of((TRAINED, UNTRAINED), False, seeds)
-    others = units_of((PLAIN, *RELATIVES), False, seeds[:1]) if relatives else []
+    asked = (PLAIN, *RELATIVES) if relatives else ()  # one after the other: each is answered as early as can be
+    others = [unit for arm in asked for unit in units_of((arm,), False, seeds[:1])]
     scarce = units_of((TRAINED, UNTRAINED), True, seeds) if quarter else []
     for unit in (*whole, *scarce):
         cell_of(unit)  # too few groups for such parts are found before hours of work
@@ -128,6 +129,8 @@ def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, list[np.ndarray
         order = np.argsort(rows)
         parts = [read(cell) for cell in cells]
         for name in parts[0]:
+            if not all(name in part for part in parts):
+                continue  # an interrupted study has asked it of some cells only
             repeats.setdefault(name, []).append(np.concatenate([part[name] for part in parts])[order])
     store, index = cells[0].data, rows[order]
     return repeats, store.labels[index], np.array(store.groups)[index]

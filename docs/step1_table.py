@@ -1,0 +1,70 @@
+"""Write the figures of docs/step1.md from results/step1/step1.json and trials.csv: no number there is typed by hand.
+
+    python docs/step1_table.py            rewrite them
+    python docs/step1_table.py --check    exit 1 where they are out of date
+"""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+from dcube.experiments.step1_summary import markdown
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
+BLOCKS = ("study", "trials")
+Trial = dict[str, str]
+
+
+def study(results: Path) -> str:
+    """The tables of the study."""
+    held = json.loads((results / "step1.json").read_text(encoding="utf-8"))
+    parts = [part for shares in held["results"].values() for part in shares.values()]
+    seeds = ", ".join(map(str, sorted({seed for part in parts for seed in part["seeds"]})))
+    head = f"{parts[0]['folds']} folds by group, seeds {seeds}; bold where the interval excludes 0."
+    return f"{head}\n\n{markdown(held['results']).replace('## ', '### ').strip()}"
+
+
+def trials(results: Path) -> str:
+    """A row per trial, a column per data set: macro-F1 of the held-out fold (that inside the training part)."""
+    with (results / "trials.csv").open(encoding="utf-8", newline="") as file:
+        rows: list[Trial] = list(csv.DictReader(file))
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    lines = ["| trial | settings | " + " | ".join(sets) + " |", "| --- | --- |" + " --- |" * len(sets)]
+    for trial in dict.fromkeys(row["trial"] for row in rows):
+        by_set = {row["data"]: row for row in rows if row["trial"] == trial}
+        settings = next(iter(by_set.values()))["settings"]
+        cells = [figure(by_set.get(name)) for name in sets]
+        lines.append(f"| {trial} | {settings} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def figure(row: Trial | None) -> str:
+    """One cell: the figure of the held-out fold, in brackets the one by which the block was chosen."""
+    if row is None:
+        return ""
+    inside = f" ({float(row['inside']):.3f})" if row["inside"] else ""
+    return f"{float(row['macro_f1']):.3f}{inside}"
+
+
+def fresh(text: str) -> str:
+    """The page with both blocks made anew."""
+    for name, made in zip(BLOCKS, (study(RESULTS), trials(RESULTS)), strict=True):
+        begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+def main() -> None:
+    """Rewrite or check the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    new = fresh(text)
+    if "--check" in sys.argv:
+        sys.exit(0 if new == text else "docs/step1.md is out of date: run python docs/step1_table.py")
+    PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
