@@ -27,23 +27,21 @@ def study(results: Path) -> str:
 
 
 def trials(results: Path) -> str:
-    """A row per trial, a column per data set: macro-F1 of the held-out fold (that inside the training part)."""
+    """A row per trial, a column per data set: macro-F1 of each held-out fold that was tried, in brackets the one inside
+    the training part, by which the block was chosen."""
     with (results / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows: list[Trial] = list(csv.DictReader(file))
     sets = list(dict.fromkeys(row["data"] for row in rows))
     lines = ["| trial | settings | " + " | ".join(sets) + " |", "| --- | --- |" + " --- |" * len(sets)]
     for trial in dict.fromkeys(row["trial"] for row in rows):
-        by_set = {row["data"]: row for row in rows if row["trial"] == trial}
-        settings = next(iter(by_set.values()))["settings"]
-        cells = [figure(by_set.get(name)) for name in sets]
-        lines.append(f"| {trial} | {settings} | " + " | ".join(cells) + " |")
+        tried = [row for row in rows if row["trial"] == trial]
+        cells = [" / ".join(figure(row) for row in tried if row["data"] == name) for name in sets]
+        lines.append(f"| {trial} | {tried[0]['settings']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def figure(row: Trial | None) -> str:
-    """One cell: the figure of the held-out fold, in brackets the one by which the block was chosen."""
-    if row is None:
-        return ""
+def figure(row: Trial) -> str:
+    """One fold."""
     inside = f" ({float(row['inside']):.3f})" if row["inside"] else ""
     return f"{float(row['macro_f1']):.3f}{inside}"
 
