@@ -49,7 +49,7 @@ def as_in_the_paper(config: DiffusionConfig) -> DiffusionConfig:
 
 # the paper's head, input and test; dropout is off, so that both sides compute the same loss
 COMMON = (
-    *("classifier.head=paper", "features.input=clean", "features.reading=channel_mean"),
+    *("classifier.head=paper", "classifier.second_reader=0", "features.input=clean", "features.reading=channel_mean"),
     *("features.select=least_gaussian", "data.balance=sampler", "data.horizontal_flip=true"),
     *("features.timesteps=[10,50,100,200]", "features.eval_timesteps=[10,50,100,200]", "data.channels=1"),
     *("classifier.cnn_weights=none", "classifier.dropout=0", "classifier.optimizer.batch_size=8"),

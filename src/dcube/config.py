@@ -196,6 +196,8 @@ class ClassifierConfig(Section):
     grid: Count = 16  # height and width of the map that the blocks are brought to
     width: Count = 512  # channels of f_main and f_sub
     dropout: Fraction = 0.5
+    # stride of the frozen CNN's map from which a linear probe reads beside the network (classifier/reader.py); 0: none
+    second_reader: Annotated[int, Field(ge=0)] = 0
     lambda_cycle: NonNegative = 10.0  # lambda_1 of eq. 10
     lambda_consistency: NonNegative = 0.1  # lambda_2 of eq. 10
     cycle_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # random part of the batch eq. 7 is taken on

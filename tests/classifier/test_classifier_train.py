@@ -10,6 +10,7 @@ from sklearn.metrics import f1_score
 
 from dcube.classifier.batches import ClassifierBatches
 from dcube.classifier.model import Predictor, load_predictor
+from dcube.classifier.reader import joined
 from dcube.classifier.train import Validation, train_classifier
 from dcube.data.dataset import ImageData
 from dcube.features.frozen import FrozenFeatures
@@ -20,10 +21,11 @@ from tiny import tiny_diffusion, tiny_experiment
 BLOCKS = [1, 3]
 
 
-@pytest.fixture(scope="module", params=["paper", "late"])
+@pytest.fixture(scope="module", params=[("paper", 0), ("late", 0), ("late", 16)], ids=["paper", "late", "two readers"])
 def trained(request: pytest.FixtureRequest, data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished step 2; live features in validation, so that they are those of prediction."""
-    experiment = tiny_experiment(features={"cache_gb": 0}, classifier={"head": request.param})
+    head, second = request.param
+    experiment = tiny_experiment(features={"cache_gb": 0}, classifier={"head": head, "second_reader": second})
     directory = tmp_path_factory.mktemp("step2")
     train_classifier(data, experiment, tiny_diffusion(), BLOCKS, directory)
     return directory
@@ -49,9 +51,9 @@ def test_the_best_ema_weights_by_validation_are_kept(trained: Path, data: ImageD
     assert abs(f1 - best["macro_f1"]) < 1e-12
     chosen = probabilities[np.arange(len(val)), data.labels[val]]
     assert abs(-np.log(chosen).mean() - best["cross_entropy"]) < 1e-5
-    assert sorted(path.name for path in trained.iterdir() if path.is_file()) == [
-        "log.jsonl", "model.safetensors", "runtime.json",
-    ]  # fmt: skip
+    files = {path.name for path in trained.iterdir() if path.is_file()}
+    second = {"reader.json"} if metadata["classifier"]["second_reader"] else set()
+    assert files == {"log.jsonl", "model.safetensors", "runtime.json"} | second
 
 
 def test_weights_are_replaced_only_by_better_ones(data: ImageData, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,7 +78,8 @@ def test_weights_are_replaced_only_by_better_ones(data: ImageData, run: Path, mo
 def test_repeating_a_finished_training_changes_nothing(trained: Path, data: ImageData) -> None:
     """Also where the process was killed between the last file and the note that the stage is done."""
     before = load_weights(trained / "model.safetensors")
-    experiment = tiny_experiment(features={"cache_gb": 0}, classifier={"head": before[1]["classifier"]["head"]})
+    changes = {name: before[1]["classifier"][name] for name in ("head", "second_reader")}
+    experiment = tiny_experiment(features={"cache_gb": 0}, classifier=changes)
     _, result = train_classifier(data, experiment, tiny_diffusion(), BLOCKS, trained)
     after = load_weights(trained / "model.safetensors")
     assert result.finished and before[1] == after[1]
@@ -106,7 +109,9 @@ def test_prediction_is_the_mean_over_the_fixed_timesteps(trained: Path, data: Im
     for t in (1, 5):
         with torch.inference_mode():
             each.append(predictor.model(large, predictor.frozen(small, torch.full((4,), t))).softmax(1))
-    torch.testing.assert_close(predictor(small, large), (each[0] + each[1]) / 2)
+    network, reader = (each[0] + each[1]) / 2, predictor.model.reader
+    expected = network if reader is None else joined(network, reader(large))
+    torch.testing.assert_close(predictor(small, large), expected)
     assert torch.equal(predictor(small, large), predictor(small, large))
 
 

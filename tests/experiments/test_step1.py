@@ -55,7 +55,8 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         cell = cell_of(unit)
         found = read_cell(cell)
         arms = list(ARMS)
-        names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms), *SYSTEMS]
+        names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms)]
+        names += [*SYSTEMS, *(f"{system}, two readers" for system in SYSTEMS)]
         assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn", PROBE + MIDDLE}
         for probabilities in found.values():
             assert probabilities.shape == (len(cell.held_out), 3)

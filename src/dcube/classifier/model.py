@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dcube.classifier.head import HEADS, map_side
+from dcube.classifier.reader import SecondReader, joined
 from dcube.config import ClassifierConfig, FeaturesConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
@@ -38,16 +39,19 @@ class DCubeClassifier(nn.Module):
         self.head: nn.Module = HEADS[config.head](
             blocks, self.subnet.width, num_classes, config.grid, config.width, config.dropout
         )
+        self.reader = SecondReader(config, num_classes, weights) if config.second_reader else None
 
     def forward(self, images: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.subnet(images), maps)
         return logits
 
     def probabilities(self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]]) -> torch.Tensor:
-        """Class probabilities [B, K], averaged over the fixed timesteps; the CNN is run once."""
+        """Class probabilities [B, K], averaged over the fixed timesteps (the CNN is run once), joined with those of the
+        second reader where there is one."""
         f_sub = self.subnet(images)
         logits = torch.stack([full_precision(self.head(f_sub, maps)) for maps in per_timestep])
-        return logits.softmax(-1).mean(0)
+        found = logits.softmax(-1).mean(0)
+        return found if self.reader is None else joined(found, full_precision(self.reader(images)))
 
 
 @dataclass(frozen=True)

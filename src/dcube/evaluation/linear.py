@@ -1,9 +1,11 @@
 """Linear models on given features, their strength tuned inside the training set: floors and probes."""
 
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -31,26 +33,54 @@ def tuned_probe(
     *, classes: int, components: int = 256, seed: int = 0,
 ) -> tuple[Floats, float]:  # fmt: skip
     """`linear_probe`, and its macro-F1 over the folds inside train, by which features can be chosen (nan: no folds)."""
+    layer, inside = fit_linear_probe(train, labels, groups, classes=classes, components=components, seed=seed)
+    return layer(features), inside
+
+
+def fit_linear_probe(
+    train: NDArray[np.float32], labels: Ints, groups: NDArray[np.str_],
+    *, classes: int, components: int = 256, seed: int = 0,
+) -> tuple["LinearLayer", float]:  # fmt: skip
+    """The probe as the one linear layer that PCA and regression amount to, and its macro-F1 inside train."""
     pca = PCA(min(components, len(train) - 1, train.shape[1]), svd_solver="randomized", random_state=seed)
-    seen, asked = pca.fit_transform(train).astype(np.float64), pca.transform(features).astype(np.float64)
+    seen = pca.fit_transform(train).astype(np.float64)
     scale = seen.std() + 1e-12
-    return _tuned(seen / scale, labels, groups, asked / scale, classes, seed)
+    layer, inside = _tuned(seen / scale, labels, groups, classes, seed)
+    weight = layer.weight @ pca.components_.astype(np.float64) / scale
+    return LinearLayer(weight, layer.bias - weight @ pca.mean_.astype(np.float64)), inside
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """Logits weight [K, d] @ x + bias [K]; -inf for a class that the training set did not hold."""
+
+    weight: Floats
+    bias: Floats
+
+    def __call__(self, features: NDArray[np.floating]) -> Floats:
+        """Probabilities [N, K] of features [N, d]."""
+        return softmax(features.astype(np.float64) @ self.weight.T + self.bias, axis=1)  # type: ignore[no-any-return]
 
 
 def tuned_regression(
     train: Floats, labels: Ints, groups: NDArray[np.str_], features: Floats, *, classes: int, seed: int
 ) -> Floats:
     """Probabilities [N, K] of a balanced logistic regression whose C is tuned by group-wise folds inside train."""
-    return _tuned(train, labels, groups, features, classes, seed)[0]
+    return _tuned(train, labels, groups, classes, seed)[0](features)
 
 
 def _tuned(
-    train: Floats, labels: Ints, groups: NDArray[np.str_], features: Floats, classes: int, seed: int
-) -> tuple[Floats, float]:
+    train: Floats, labels: Ints, groups: NDArray[np.str_], classes: int, seed: int
+) -> tuple[LinearLayer, float]:
     strength, inside = tuned_strength(train, labels, groups, classes, seed)
     model = LogisticRegression(C=strength, class_weight="balanced", max_iter=300, tol=1e-3)
     model = fit_quietly(model, train, labels)
-    return spread(model.predict_proba(features), model.classes_, classes), inside
+    weight, bias = np.zeros((classes, train.shape[1])), np.full(classes, -np.inf)
+    if len(model.classes_) == 2:  # the regression holds the second class against the first
+        weight[model.classes_[1]], bias[model.classes_] = model.coef_[0], (0, model.intercept_[0])
+    else:
+        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    return LinearLayer(weight, bias), inside
 
 
 def tuned_strength(

@@ -162,9 +162,7 @@ def middle_maps(cell: Cell, settings: Experiment) -> np.ndarray:
 
     @torch.inference_mode()
     def of(rows: np.ndarray) -> np.ndarray:
-        maps = network.level(cell.data.images(rows, how.cnn_size), 16)
-        side = min(PROBE_RASTER, maps.shape[-1])
-        return torch.nn.functional.adaptive_avg_pool2d(maps, side).flatten(1).numpy()
+        return network.flat_level(cell.data.images(rows, how.cnn_size), 16, PROBE_RASTER).numpy()
 
     return np.concatenate([of(cell.rows[at : at + CHUNK]) for at in range(0, len(cell.rows), CHUNK)])
 

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
+from dcube.classifier.reader import joined
 from dcube.evaluation.repeats import repeated_difference, repeated_metric
 from dcube.experiments.step1 import PLAIN, RELATIVES, TRAINED, UNTRAINED, Unit, pooled
 from dcube.experiments.step1_cell import MIDDLE, Cell
 from dcube.files import read_json
 
-PROBE, JOINED = "probe: ", " + CNN"
+PROBE, JOINED, TWO = "probe: ", " + CNN", ", two readers"
 QUESTIONS = (  # (figure, compared with): each a paired difference
     (PROBE + TRAINED, PROBE + UNTRAINED),
     (PROBE + TRAINED, PROBE + "pixels"),
@@ -25,11 +27,19 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     ("D-Cube", "untrained step 1"),
     ("D-Cube", "no step 1"),
     ("D-Cube", "fine-tuned CNN"),
+    ("D-Cube" + TWO, "D-Cube"),
+    ("fine-tuned CNN" + TWO, "fine-tuned CNN"),
+    ("D-Cube" + TWO, "fine-tuned CNN"),
+    ("D-Cube" + TWO, "untrained step 1" + TWO),
+    ("D-Cube" + TWO, "no step 1" + TWO),
+    ("D-Cube" + TWO, "fine-tuned CNN" + TWO),
 )
 
 
 def read_cell(cell: Cell) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of the held-out fold by everything that was asked in a cell."""
+    """Probabilities [n, K] of the held-out fold by everything that was asked in a cell, and by each system joined with
+    the probe of the CNN's middle map, which is the second reader of `classifier.second_reader`.
+    """
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
         held = read_json(file)
@@ -38,6 +48,8 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
             found[PROBE + file.stem + JOINED] = np.array(held["with_cnn"]["probabilities"])
     for file in sorted((cell.directory / "step2").glob("*.json")):
         found[file.stem] = np.array(read_json(file)["probabilities"])
+        pair = torch.from_numpy(found[file.stem]), torch.from_numpy(found[PROBE + MIDDLE]).log()
+        found[file.stem + TWO] = joined(*pair).numpy()
     return found
 
 

