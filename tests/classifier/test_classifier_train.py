@@ -52,7 +52,7 @@ def test_the_best_ema_weights_by_validation_are_kept(trained: Path, data: ImageD
     chosen = probabilities[np.arange(len(val)), data.labels[val]]
     assert abs(-np.log(chosen).mean() - best["cross_entropy"]) < 1e-5
     files = {path.name for path in trained.iterdir() if path.is_file()}
-    second = {"reader.json"} if metadata["classifier"]["second_reader"] else set()
+    second = {"reader.safetensors"} if metadata["classifier"]["second_reader"] else set()
     assert files == {"log.jsonl", "model.safetensors", "runtime.json"} | second
 
 

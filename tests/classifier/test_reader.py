@@ -7,47 +7,53 @@ import pytest
 import torch
 
 from dcube.classifier.model import DCubeClassifier, load_predictor
-from dcube.classifier.reader import SecondReader, fit_reader, joined
+from dcube.classifier.reader import SecondReader, joined, make_reader
 from dcube.classifier.train import train_classifier
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.linear import linear_probe
-from dcube.features.frozen import FrozenFeatures
-from dcube.training.order import key
 from dcube.training.state import load_weights
 from tiny import tiny_diffusion, tiny_experiment
 
-CONFIG = tiny_experiment(classifier={"second_reader": 16}).classifier
+EXPERIMENT = tiny_experiment(classifier={"second_reader": 16})
+CONFIG = EXPERIMENT.classifier
 
 
-def fitted(data: ImageData) -> tuple[SecondReader, int, float]:
-    torch.manual_seed(0)
-    reader = SecondReader(CONFIG, 3)
-    return reader, *fit_reader(reader, data, 32, seed=0)
-
-
-def test_it_is_the_linear_probe_of_the_frozen_map_fitted_on_the_training_split(data: ImageData) -> None:
-    reader, count, inside = fitted(data)
+def test_it_is_the_linear_probe_of_the_frozen_map_fitted_on_the_training_split(data: ImageData, run: Path) -> None:
+    reader, about = make_reader(data, EXPERIMENT, run)
     train, val = data.indices("train"), data.indices("val")
-    assert count == len(train) and 0.5 < inside <= 1  # brightness follows the class
+    assert about["images"] == len(train) and 0.5 < about["inside"] <= 1  # brightness follows the class
     features = [reader.features(data.images(rows, 32)).numpy() for rows in (train, val)]
     groups = np.array(data.groups)[train]
     expected = linear_probe(features[0], data.labels[train], groups, features[1], classes=3)
     answer = reader(data.images(val, 32)).exp().numpy()
     assert abs(answer.argmax(1) == expected.argmax(1)).mean() > 0.8  # the order of the images changes PCA and folds
     np.testing.assert_allclose(answer.sum(1), 1, atol=1e-5)
-    again, *_ = fitted(data)
-    assert torch.equal(again.weight, reader.weight) and torch.equal(again.bias, reader.bias)
 
 
-def test_only_the_training_split_is_read(data: ImageData) -> None:
+def test_it_is_read_where_it_was_left_unless_something_changed(data: ImageData, run: Path, tmp_path: Path) -> None:
+    first, about = make_reader(data, EXPERIMENT, run)
+    again, told = make_reader(data, EXPERIMENT, run)
+    assert told == about and same(first, again)
+    elsewhere, _ = make_reader(data, EXPERIMENT, tmp_path)
+    assert same(first, elsewhere)
+    other, told = make_reader(data, EXPERIMENT.model_copy(update={"seed": 5}), run)
+    assert told["inputs"] != about["inputs"] and not same(first, other)
+
+
+def same(one: SecondReader, other: SecondReader) -> bool:
+    held = other.state_dict()
+    return all(torch.equal(tensor, held[name]) for name, tensor in one.state_dict().items())
+
+
+def test_only_the_training_split_is_read(data: ImageData, run: Path, tmp_path: Path) -> None:
     """Other labels everywhere else change nothing."""
-    reader, *_ = fitted(data)
+    reader, _ = make_reader(data, EXPERIMENT, run)
     labels = data.labels.copy()
     others = np.setdiff1d(np.arange(len(labels)), data.indices("train"))
     data.labels[others] = (labels[others] + 1) % 3
     try:
-        assert torch.equal(fitted(data)[0].weight, reader.weight)
+        assert same(make_reader(data, EXPERIMENT, tmp_path)[0], reader)
     finally:
         data.labels[:] = labels
 
@@ -75,14 +81,10 @@ def test_layers_behind_its_map_are_let_go_and_it_stays_frozen(data: ImageData) -
 
 
 def test_training_leaves_it_as_it_was_fitted_and_the_file_holds_it(data: ImageData, tmp_path: Path) -> None:
-    experiment, diffusion = tiny_experiment(classifier={"second_reader": 16}), tiny_diffusion()
-    predictor, _ = train_classifier(data, experiment, diffusion, [1, 3], tmp_path)
+    diffusion = tiny_diffusion()
+    predictor, _ = train_classifier(data, EXPERIMENT, diffusion, [1, 3], tmp_path)
     tensors, _ = load_weights(tmp_path / "model.safetensors")
-    torch.manual_seed(key(experiment.seed, "classifier", "weights"))
-    widths = [shape[0] for shape in FrozenFeatures(diffusion, [1, 3], "clean", 4).shapes]
-    fresh = DCubeClassifier(experiment.classifier, 3, widths).reader
-    assert fresh is not None
-    fit_reader(fresh, data, 32, experiment.seed)
+    fresh, _ = make_reader(data, EXPERIMENT, tmp_path / "fresh")
     for name, tensor in fresh.state_dict().items():
         assert torch.equal(tensors[f"reader.{name}"], tensor), name
     rows = data.indices("val")

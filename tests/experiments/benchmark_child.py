@@ -19,8 +19,8 @@ MODELS = ("test_resnet", "dcube", "feature_probe", "diffusion_classifier", "majo
 def terms_of(**changes: Any) -> Terms:
     """Two epochs each, at 32 px; `changes` of the terms."""
     settings = tiny_experiment(
-        diffusion={"image_size": SIZE}, features={"top_k": 1}, evaluation={"bootstrap": 100},
-        runtime={"checkpoint_seconds": 0},
+        diffusion={"image_size": SIZE}, features={"top_k": 1}, classifier={"second_reader": 16},
+        evaluation={"bootstrap": 100}, runtime={"checkpoint_seconds": 0},
     )  # fmt: skip
     given: dict[str, Any] = {"settings": settings, "budget": Budget(epochs=2), "weights": (("", "none"),)}
     return Terms(**(given | changes))

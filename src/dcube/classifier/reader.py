@@ -1,16 +1,23 @@
 """The second reader: a linear probe of the pretrained CNN as it came, whose answer is joined with the network's."""
 
+import math
+import time
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dcube.config import ClassifierConfig
+from dcube.config import ClassifierConfig, Experiment
 from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import fit_linear_probe
 from dcube.features.subnet import SubNetwork
+from dcube.files import digest
 from dcube.progress import progress
-from dcube.training.order import numpy_rng
+from dcube.training.order import key, numpy_rng
+from dcube.training.state import load_weights, save_weights
 
 CHUNK = 32  # images per forward
 IMAGES = 20_000  # training images that the probe is fitted on, at most
@@ -59,23 +66,45 @@ def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return ((first.clamp(min=FLOOR).log() + second.clamp(min=float(np.log(FLOOR)))) / 2).softmax(-1)
 
 
-@torch.inference_mode()
-def fit_reader(
-    reader: SecondReader, data: ImageData, size: int, seed: int, device: torch.device | str = "cpu"
-) -> tuple[int, float]:
-    """Fit the probe on the training split; returns the number of images, and its macro-F1 over folds inside them (nan
-    where a class has one group only). The same again on the same machine.
+def make_reader(
+    data: ImageData, experiment: Experiment, directory: Path, device: torch.device | str = "cpu"
+) -> tuple[SecondReader, dict[str, Any]]:
+    """The reader, fitted on the training split and left in `directory`/reader.safetensors, or read from there; and what
+    that file says of the fit: "images", "seconds", and "inside", the macro-F1 over folds of the training split (None
+    where a class has one group only).
     """
-    rows = numpy_rng(seed, "reader").permutation(data.indices("train"))[:IMAGES]
-    reader.to(device)
+    config, file = experiment.classifier, directory / "reader.safetensors"
+    rows = numpy_rng(experiment.seed, "reader").permutation(data.indices("train"))[:IMAGES]
+    of = [config.cnn, config.cnn_weights, config.cnn_size, config.second_reader, experiment.seed]
+    inputs = digest([*of, data.store.key, rows.tolist()])
+    if file.is_file():
+        tensors, about = load_weights(file)
+        if about["inputs"] == inputs:
+            reader = SecondReader(config, len(data.classes), weights="none")
+            reader.load_state_dict(tensors)
+            return reader, about
+    begin = time.monotonic()
+    torch.manual_seed(key(experiment.seed, "reader", "weights"))
+    reader = SecondReader(config, len(data.classes)).to(device)
+    inside = fit_reader(reader, data, rows, config.cnn_size, experiment.seed)
+    about = {"inputs": inputs, "images": len(rows), "inside": None if math.isnan(inside) else inside}
+    about["seconds"] = time.monotonic() - begin
+    directory.mkdir(parents=True, exist_ok=True)
+    save_weights(file, reader, about)
+    return reader, about
+
+
+@torch.inference_mode()
+def fit_reader(reader: SecondReader, data: ImageData, rows: np.ndarray, size: int, seed: int) -> float:
+    """Fit the probe on rows of the store; returns its macro-F1 over folds inside them."""
     parts = []
     with progress("second reader", len(rows)) as advance:
         for start in range(0, len(rows), CHUNK):
-            images = data.images(rows[start : start + CHUNK], size).to(device)
+            images = data.images(rows[start : start + CHUNK], size).to(reader.weight.device)
             parts.append(reader.features(images).cpu().numpy())
             advance(start + len(images), "")
     labels, groups = data.labels[rows], np.array(data.groups)[rows]
     layer, inside = fit_linear_probe(np.concatenate(parts), labels, groups, classes=len(data.classes), seed=seed)
     reader.weight.copy_(torch.from_numpy(layer.weight))
     reader.bias.copy_(torch.from_numpy(layer.bias))
-    return len(rows), inside
+    return inside

@@ -12,13 +12,12 @@ from dcube.classifier.batches import ClassifierBatches, make_cache
 from dcube.classifier.head import map_side
 from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor, predictor_dtype
 from dcube.classifier.objective import ClassifierObjective, cycle_loss
-from dcube.classifier.reader import fit_reader
+from dcube.classifier.reader import make_reader
 from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
-from dcube.files import write_json
 from dcube.training.best import BestWeights
 from dcube.training.fastest import Trial
 from dcube.training.loop import Hook, Task, Trained, train
@@ -140,12 +139,11 @@ def train_classifier(
             predictor_dtype(experiment.features, diffusion.device),
         )
     )
+    read = make_reader(data, experiment, directory, diffusion.device)[0] if config.second_reader else None
     torch.manual_seed(key(experiment.seed, "classifier", "weights"))
     model = DCubeClassifier(config, len(data.classes), [shape[0] for shape in frozen.shapes])
-    if model.reader is not None:
-        images, inside = fit_reader(model.reader, data, config.cnn_size, experiment.seed, diffusion.device)
-        told = None if math.isnan(inside) else inside
-        write_json(directory / "reader.json", {"images": images, "macro_f1_inside_training": told})
+    if model.reader is not None and read is not None:
+        model.reader.load_state_dict(read.state_dict())
     metadata = {
         "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,

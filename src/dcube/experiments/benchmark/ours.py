@@ -11,6 +11,7 @@ import numpy as np
 from dcube.baselines.diffusion_classifier import diffusion_classifier
 from dcube.baselines.probes import feature_probe
 from dcube.classifier.model import CHUNK, load_predictor, predict_rows
+from dcube.classifier.reader import make_reader
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -65,6 +66,8 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     directory = unit.directory / "step2"
     cached = make_caches(data, unit.settings, diffusion, chosen["selected"], directory)
     gone = chosen["seconds"] + cached
+    if unit.settings.classifier.second_reader:
+        gone += make_reader(data, unit.settings, directory, diffusion.device)[1]["seconds"]
     length = _step2_length(unit, data, diffusion, chosen["selected"], gone)
     settings = _with_length(unit.settings, "classifier", length)
     every = length.look_every * settings.classifier.optimizer.batch_size / len(data.indices("train"))
