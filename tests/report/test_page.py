@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dcube.errors import InputError
 from dcube.files import read_json, write_json, write_text
@@ -204,3 +205,14 @@ def test_a_pretraining_has_no_classifier_to_speak_of(run: Path) -> None:
     assert "A pre-training without labels" in page.text and "diffusion model without labels: convolutional" in page.text
     for said in ("dcube select", "dcube classify", "dcube evaluate", "Step 2", "One row per class", "Selected blocks"):
         assert said not in page.text
+
+
+@pytest.mark.parametrize("on", [0, 1])
+def test_what_a_pretrained_cnn_lends_is_said(run: Path, on: int) -> None:
+    file = run / "experiment.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["diffusion"]["align"]["weight"], settings["classifier"]["second_reader"] = on, 16 * on
+    file.write_text(yaml.safe_dump(settings))
+    text = outline(write_report(run)).text
+    for said in ("map of stride 16, weight 1", "linear probe of tf_efficientnet_lite0 as it came, map of stride 16"):
+        assert (said in text) == bool(on), said

@@ -142,6 +142,11 @@ def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tu
         lines.append(("Begun with", str(step_1["init"])))
     if pretraining:
         return lines
+    if (align := step_1.get("align", {})).get("weight"):
+        lines.append(("Imitates", f"{align['cnn']}, map of stride {align['stride']}, weight {align['weight']:g}"))
+    if stride := step_2.get("second_reader"):
+        told = f"linear probe of {step_2['cnn']} as it came, map of stride {stride}; both answers joined evenly"
+        lines.append(("Second reader", told))
     return lines + [
         (
             "Contrastive term",
