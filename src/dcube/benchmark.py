@@ -11,7 +11,7 @@ from dcube.baselines.registry import LARGEST, SMALLEST, baseline
 from dcube.data.store import Store
 from dcube.environment import environment
 from dcube.errors import InputError
-from dcube.experiments.benchmark.field import FLOORS, MOST_TRIES, OURS, is_system, names, title
+from dcube.experiments.benchmark.field import CNN_FLOORS, FLOORS, MOST_TRIES, OURS, is_system, names, title
 from dcube.experiments.benchmark.run import Benchmark
 from dcube.experiments.benchmark.summary import rows_of_seeds, summarise
 from dcube.experiments.benchmark.tables import as_csv, as_markdown
@@ -134,10 +134,10 @@ def check_models_of(models: Sequence[str], terms: Terms) -> tuple[str, ...]:
     if strange := [name for name, _ in terms.weights if name and name not in networks]:
         listed = ", ".join(networks) or "none"
         raise InputError(
-            f"--weights names {strange[0]}, which is not among the networks here ({listed}); the CNN of D-Cube and of"
-            " knn takes its own by --set classifier.cnn_weights=FILE."
+            f"--weights names {strange[0]}, which is not among the networks here ({listed}); the CNN of D-Cube, knn"
+            " and cnn_probe takes its own by --set classifier.cnn_weights=FILE."
         )
-    if not {"knn", *OURS}.isdisjoint(found):
+    if not {*CNN_FLOORS, *OURS}.isdisjoint(found):
         check_models(terms.settings)
         check_initial_weights(terms.settings)
     return found
@@ -150,7 +150,7 @@ def catalogue() -> list[tuple[str, str, str, str, str, str]]:
     rows = []
     for name in names():
         if not is_system(name):
-            source, of_recipe = (OURS | FLOORS)[name][1], "by recipe" if name in (*OURS, "knn") else "none"
+            source, of_recipe = (OURS | FLOORS)[name][1], "by recipe" if name in (*OURS, *CNN_FLOORS) else "none"
             rows.append((name, title(name), source, of_recipe, "any", of_recipe))
             continue
         entry = baseline(name)

@@ -73,7 +73,7 @@ def test_equal_means_equal(done: tuple[Benchmark, dict[str, Looks]]) -> None:
         if unit.model in ("test_resnet", "dcube"):
             steps.add(found["planned"])
         tried = read_json(held.choice_file("tiny", unit.model))["tried"]
-        assert len(tried) == (1 if unit.model in ("majority", "knn") else MOST_TRIES)
+        assert len(tried) == (1 if unit.model in ("majority", "knn", "cnn_probe") else MOST_TRIES)
     assert max(steps) - min(steps) <= 1, "D-Cube's two steps together are one budget"
     shared = {unit.step1.directory for unit in held.cells() if unit.model in STEP1}
     assert len(shared) == 2, "one step 1 for D-Cube and the two other uses"
@@ -209,7 +209,7 @@ def test_every_name_has_a_title_and_as_many_configurations(model: str) -> None:
     settings = terms_of().settings
     found = configurations(model, settings, "equal", MOST_TRIES)
     assert title(model) and len({c.text for c in found}) == len(found)
-    assert len(found) == (1 if model in ("majority", "statistics", "pixels", "knn") else MOST_TRIES)
+    assert len(found) == (1 if model in ("majority", "statistics", "pixels", "knn", "cnn_probe") else MOST_TRIES)
     assert len(configurations(model, settings, "paper", MOST_TRIES)) == 1
 
 

@@ -14,7 +14,10 @@ from phantoms import SIZE, image_data, phantoms
 from tiny import tiny_experiment
 
 PER_CLASS, CLASSES = 80, 3
-FAST = {"test_resnet", "test_vit", "dcube", "diffusion_classifier", "feature_probe", "statistics", "pixels", "knn"}
+FAST = {
+    *("test_resnet", "test_vit", "dcube", "diffusion_classifier", "feature_probe"),
+    *("statistics", "pixels", "knn", "cnn_probe"),
+}
 SLOW = {  # of the registry the smallest of each family
     *("resnet18", "efficientnet_lite0", "shufflenet_v2", "vit_ti16", "t2t_vit_7", "mit_b0", "pvt_v2_b0", "pvt_tiny"),
     *("cpt_small", "diffmic_lite0", "guidance_lite0"),

@@ -13,13 +13,11 @@ from torch import nn
 from dcube.config import ClassifierConfig, Experiment
 from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import fit_linear_probe
-from dcube.features.subnet import SubNetwork
+from dcube.features.subnet import SubNetwork, level_features
 from dcube.files import digest
-from dcube.progress import progress
 from dcube.training.order import key, numpy_rng
 from dcube.training.state import load_weights, save_weights
 
-CHUNK = 32  # images per forward
 IMAGES = 20_000  # training images that the probe is fitted on, at most
 FLOOR = 1e-6  # of a probability whose logarithm is taken
 
@@ -94,17 +92,11 @@ def make_reader(
     return reader, about
 
 
-@torch.inference_mode()
 def fit_reader(reader: SecondReader, data: ImageData, rows: np.ndarray, size: int, seed: int) -> float:
     """Fit the probe on rows of the store; returns its macro-F1 over folds inside them."""
-    parts = []
-    with progress("second reader", len(rows)) as advance:
-        for start in range(0, len(rows), CHUNK):
-            images = data.images(rows[start : start + CHUNK], size).to(reader.weight.device)
-            parts.append(reader.features(images).cpu().numpy())
-            advance(start + len(images), "")
+    maps = level_features(reader.subnet, data, rows, size, reader.stride)
     labels, groups = data.labels[rows], np.array(data.groups)[rows]
-    layer, inside = fit_linear_probe(np.concatenate(parts), labels, groups, classes=len(data.classes), seed=seed)
+    layer, inside = fit_linear_probe(maps, labels, groups, classes=len(data.classes), seed=seed)
     reader.weight.copy_(torch.from_numpy(layer.weight))
     reader.bias.copy_(torch.from_numpy(layer.bias))
     return inside

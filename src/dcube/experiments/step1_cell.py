@@ -6,12 +6,11 @@ command makes what lacks and continues what was interrupted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from dcube.classifier.model import load_predictor, predict_rows
 from dcube.classifier.train import train_classifier
@@ -25,9 +24,9 @@ from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.probe import PIXELS
-from dcube.features.frozen import CHUNK, FrozenFeatures, flat_features
+from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
-from dcube.features.subnet import SubNetwork, cnn_features
+from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, read_json, write_json
 
@@ -144,27 +143,17 @@ class Arm:
 
 def reference_probes(cell: Cell, settings: Experiment) -> None:
     """Probes of raw pixels and of the pretrained CNN, its last map's means and a middle map, left in probe/."""
+    how = settings.classifier
+    network = partial(SubNetwork, how.cnn, how.cnn_weights, how.cnn_size)
     made = {
         "pixels": lambda: cell.data.images(cell.rows, PIXELS).flatten(1).numpy(),
         "cnn": lambda: cell.cnn(settings),
-        MIDDLE: lambda: middle_maps(cell, settings),
+        MIDDLE: lambda: level_features(network(), cell.data, cell.rows, how.cnn_size, LEVEL),
     }
     for name, features in made.items():
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():
             write_json(file, cell.probe(features()))
-
-
-def middle_maps(cell: Cell, settings: Experiment) -> np.ndarray:
-    """The pretrained CNN's map of stride 16, flattened like the blocks of step 1: [n, d] of the cell's rows."""
-    how = settings.classifier
-    network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).eval()
-
-    @torch.inference_mode()
-    def of(rows: np.ndarray) -> np.ndarray:
-        return network.flat_level(cell.data.images(rows, how.cnn_size), 16, PROBE_RASTER).numpy()
-
-    return np.concatenate([of(cell.rows[at : at + CHUNK]) for at in range(0, len(cell.rows), CHUNK)])
 
 
 def balanced(features: np.ndarray) -> np.ndarray:

