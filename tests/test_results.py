@@ -12,7 +12,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.parametrize("script", ["results_table.py", "benchmark_table.py"])
+@pytest.mark.parametrize("script", ["results_table.py", "benchmark_table.py", "step1_table.py"])
 def test_the_tables_are_the_ones_that_the_scripts_make(script: str) -> None:
     result = subprocess.run([sys.executable, str(DOCS / script), "--check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
