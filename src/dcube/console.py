@@ -107,11 +107,11 @@ def result_table(metrics: dict[str, Any]) -> str:
     level = round(100 * metrics.get("bootstrap", {}).get("level", 0.95))
     lines = [
         f"{metrics['split']} split: {metrics['n']} images, {metrics['groups']} groups; {level} % intervals over groups",
-        f"{'':12} {'macro-F1':24} {'accuracy':24}",
+        f"{'':14} {'macro-F1':24} {'accuracy':24}",
     ]
     for name, row in {"D-Cube": metrics, **metrics.get("floors", {})}.items():
         figures = (_interval(row[key]) for key in ("macro_f1", "accuracy"))
-        lines.append(f"{name:12} " + " ".join(f"{figure:24}" for figure in figures).rstrip())
+        lines.append(f"{name:14} " + " ".join(f"{figure:24}" for figure in figures).rstrip())
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dcube.classifier.model import Predictor, load_predictor, predict_rows
+from dcube.classifier.reader import SecondReader, reader_rows
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -134,8 +135,9 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
         return done
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
-    probabilities, _ = predict_rows(load(run, pick_device(settings.runtime.device)), images, rows)
-    systems = with_floors(images, rows, probabilities, settings)
+    predictor = load(run, pick_device(settings.runtime.device))
+    probabilities, _ = predict_rows(predictor, images, rows)
+    systems = with_floors(images, rows, probabilities, settings, predictor.model.reader)
     measured = figures(systems, images.labels[rows], np.array(images.groups)[rows], images.classes, settings)
     metrics = {"split": split, **measured, **looks, "inputs": inputs}
     paths = [images.store.paths[i] for i in rows]
@@ -198,15 +200,19 @@ def open_data(run: Run) -> ImageData:
 
 
 def with_floors(
-    data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment
+    data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment, reader: SecondReader | None
 ) -> dict[str, np.ndarray]:
-    """Probabilities of D-Cube ("") and of every floor, trained on the same training split, for `rows` of a store."""
+    """Probabilities of D-Cube ("") and of every floor, trained on the same training split, for `rows` of a store. Its
+    second reader alone is a floor too: what the network adds is seen beside it.
+    """
     systems = {"": probabilities}
     if settings.evaluation.floors:
         train = _some(data, FLOOR_IMAGES, settings.seed)
         seen, asked = (data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows))
         groups, classes = np.array(data.groups)[train], len(data.classes)
         systems |= floors(seen, data.labels[train], groups, asked, classes=classes, seed=settings.seed)
+        if reader is not None:
+            systems["second_reader"] = reader_rows(reader, data, rows, settings.classifier.cnn_size)
     return systems
 
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from dcube.classifier.model import DCubeClassifier, load_predictor
-from dcube.classifier.reader import SecondReader, joined, make_reader
+from dcube.classifier.reader import SecondReader, joined, make_reader, reader_rows
 from dcube.classifier.train import train_classifier
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.linear import linear_probe
+from dcube.stages import with_floors
 from dcube.training.state import load_weights
 from tiny import tiny_diffusion, tiny_experiment
 
@@ -78,6 +79,19 @@ def test_layers_behind_its_map_are_let_go_and_it_stays_frozen(data: ImageData) -
     assert DCubeClassifier(tiny_experiment().classifier, 3, []).reader is None
     with pytest.raises(InputError, match="no map of stride 7"):
         SecondReader(CONFIG.model_copy(update={"second_reader": 7}), 3)
+
+
+def test_it_stands_among_the_floors(data: ImageData, run: Path) -> None:
+    reader, _ = make_reader(data, EXPERIMENT, run)
+    rows = data.indices("val")
+    alone = reader_rows(reader, data, rows, 32)
+    np.testing.assert_allclose(alone, reader(data.images(rows, 32)).exp().numpy(), atol=1e-6)
+    found = with_floors(data, rows, alone, EXPERIMENT, reader)
+    assert list(found) == ["", "majority", "statistics", "pixels", "second_reader"]
+    assert np.array_equal(found["second_reader"], alone)
+    assert "second_reader" not in with_floors(data, rows, alone, EXPERIMENT, None)
+    without = tiny_experiment(evaluation={"floors": False})
+    assert list(with_floors(data, rows, alone, without, reader)) == [""]
 
 
 def test_training_leaves_it_as_it_was_fitted_and_the_file_holds_it(data: ImageData, tmp_path: Path) -> None:

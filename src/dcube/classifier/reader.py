@@ -13,7 +13,7 @@ from torch import nn
 from dcube.config import ClassifierConfig, Experiment
 from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import fit_linear_probe
-from dcube.features.subnet import SubNetwork, level_features
+from dcube.features.subnet import CHUNK, SubNetwork, level_features
 from dcube.files import digest
 from dcube.training.order import key, numpy_rng
 from dcube.training.state import load_weights, save_weights
@@ -54,6 +54,14 @@ class SecondReader(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return F.linear(self.features(images), self.weight, self.bias).log_softmax(-1)
+
+
+@torch.inference_mode()
+def reader_rows(reader: SecondReader, data: ImageData, rows: np.ndarray, size: int) -> np.ndarray:
+    """Probabilities [n, K] float64 of the reader alone for rows of a store."""
+    device = reader.weight.device
+    chunks = (data.images(rows[at : at + CHUNK], size).to(device) for at in range(0, len(rows), CHUNK))
+    return np.concatenate([reader(images).exp().cpu().double().numpy() for images in chunks])
 
 
 def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

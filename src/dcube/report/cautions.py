@@ -8,6 +8,7 @@ FLOOR_NAMES = {
     "majority": "always the commonest class",
     "statistics": "logistic regression on simple statistics",
     "pixels": "logistic regression on 32x32 pixels",
+    "second_reader": "its own second reader alone",
 }
 Metrics = Mapping[str, Any]
 

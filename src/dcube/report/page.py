@@ -184,7 +184,8 @@ def _restricted(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def _short(floor: str) -> str:
-    return {"majority": "majority class", "statistics": "simple statistics", "pixels": "32x32 pixels"}.get(floor, floor)
+    names = {"majority": "majority class", "statistics": "simple statistics", "pixels": "32x32 pixels"}
+    return (names | {"second_reader": "second reader alone"}).get(floor, floor)
 
 
 def _inline(image: Path | None) -> str | None:
