@@ -118,7 +118,8 @@ def test_result_is_shown_beside_the_floors(fake_api: SimpleNamespace, tmp_path: 
         figure = {"value": value, "low": value - 0.1, "high": value + 0.1}
         return {"macro_f1": figure, "accuracy": figure}
 
-    metrics = {"split": "test", "n": 90, "groups": 24, "floors": {"majority": figures(0.2)}} | figures(0.8)
+    floors = {"majority": figures(0.2), "second_reader": figures(0.3)}
+    metrics = {"split": "test", "n": 90, "groups": 24, "floors": floors} | figures(0.8)
 
     def fit(data: str, out: Path, **kwargs: Any) -> None:
         (out / "evaluation").mkdir(parents=True)
@@ -127,7 +128,8 @@ def test_result_is_shown_beside_the_floors(fake_api: SimpleNamespace, tmp_path: 
     fake_api.fit = fit
     result = run("demo", "--out", tmp_path / "run")
     assert result.exit_code == 0
-    assert "0.800 (0.700 .. 0.900)" in result.stdout and "majority     0.200" in result.stdout
+    assert "0.800 (0.700 .. 0.900)" in result.stdout
+    assert "majority       0.200" in result.stdout and "second_reader  0.300" in result.stdout
 
 
 @pytest.fixture
