@@ -25,7 +25,7 @@ from dcube.experiments.live_probe import LiveProbe
 from dcube.experiments.probe import probe as probe_blocks
 from dcube.external import evaluate_external, training_look
 from dcube.features.selection import select_blocks
-from dcube.features.subnet import create_cnn
+from dcube.features.subnet import SubNetwork
 from dcube.features.teacher import CnnTeacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
@@ -157,7 +157,10 @@ def check_models(settings: Experiment, classifier: bool = True) -> None:
     trained."""
     check_device(settings.runtime.device)
     if classifier:
-        create_cnn(settings.classifier.cnn, settings.classifier.cnn_weights, settings.classifier.cnn_size)
+        how = settings.classifier
+        network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
+        if how.second_reader:
+            network.end_at(how.second_reader)  # raises where there is no such map
     with torch.device("meta"):  # the structure alone
         blocks = len(build_denoiser(settings.diffusion, channels=1, num_classes=2).blocks)
     for name, forced in (

@@ -12,7 +12,7 @@ from dcube.classifier.train import train_classifier
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.linear import linear_probe
-from dcube.stages import with_floors
+from dcube.stages import check_models, with_floors
 from dcube.training.state import load_weights
 from tiny import tiny_diffusion, tiny_experiment
 
@@ -79,6 +79,8 @@ def test_layers_behind_its_map_are_let_go_and_it_stays_frozen(data: ImageData) -
     assert DCubeClassifier(tiny_experiment().classifier, 3, []).reader is None
     with pytest.raises(InputError, match="no map of stride 7"):
         SecondReader(CONFIG.model_copy(update={"second_reader": 7}), 3)
+    with pytest.raises(InputError, match="no map of stride 7"):  # before anything is trained
+        check_models(tiny_experiment(classifier={"second_reader": 7}))
 
 
 def test_it_stands_among_the_floors(data: ImageData, run: Path) -> None:
