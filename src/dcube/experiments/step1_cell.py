@@ -33,6 +33,7 @@ from dcube.files import digest, read_json, write_json
 MIDDLE = "cnn, stride 16"
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
+
 @dataclass(frozen=True)
 class Cell:
     """One training part and its held-out fold."""
@@ -171,9 +172,7 @@ def best_blocks(probed: Mapping[str, Any], count: int) -> list[int]:
     return sorted(chosen[:count])
 
 
-def classify_system(
-    cell: Cell, name: str, settings: Experiment, arm: Arm, blocks: list[int]
-) -> None:
+def classify_system(cell: Cell, name: str, settings: Experiment, arm: Arm, blocks: list[int]) -> None:
     """Probabilities [n, K] of the held-out fold by a trained step 2 on `blocks` of a step 1, left in step2/."""
     file = cell.directory / "step2" / f"{name}.json"
     if file.is_file():
