@@ -55,6 +55,8 @@ CHANGES = (
     Change("step2: no cycle term", classifier, (WHOLE, CACHED), (NO_CYCLE, CACHED)),
     Change("step2: what the trial at the start chooses", classifier, (NO_CYCLE, "classifier.optimizer.dtype=fp32"),
            (NO_CYCLE, "classifier.optimizer.dtype=auto")),
+    Change("compiled: step1", step1.ours, ("runtime.compile=off",), ("runtime.compile=on",)),
+    Change("compiled: step2", classifier, (NO_CYCLE, "runtime.compile=off"), (NO_CYCLE, "runtime.compile=on")),
     Change("extract: bf16", lambda world: [(step2.extraction(world, 8), 1.0)], ("features.dtype=fp32",),
            ("features.dtype=bf16",)),
     Change("predict-1: bf16", partial(predict.ours, 1), ("features.predict_dtype=fp32",),

@@ -101,7 +101,7 @@ class Training:
         self.runtime = Runtime(settings, config.dtype)
         self.model = self.runtime.prepare(task.model)
         self.state = TrainState(task.model, make_optimizer(task, config), EMA(task.model, config.ema_decay))
-        keep_choice(self.runtime, task, None, world.folder)  # dtype and attention, by the trial at the start
+        keep_choice(self.runtime, task, None, world.folder, config, STEPS)  # by the trial at the start
         self.loader = ThreadPoolExecutor(1)
         self.batch = self._load(0)
 

@@ -28,6 +28,7 @@ from dcube.training.runtime import pick_device
 from dcube.training.state import load_weights
 
 DEFAULT_BUDGET = "3min"
+ALIKE = "runtime.compile=off"  # unless asked for: only D-Cube's networks say which of their parts can be compiled
 LIST_CLASSES, LIST_CHANNELS = 3, 1  # of the systems that `--list` counts the parameters of
 TABLE1 = ("radio_full", "radio_lora", "radio_linear", "medclip_linear", "dcube")
 TABLE2 = (
@@ -103,7 +104,7 @@ def make_terms(
     if any(change.startswith("classifier.cnn_size=") for change in overrides) and settings.classifier.cnn_size != size:
         raise InputError("Every system sees images of the same size, D-Cube's CNN too; give --size, not a cnn_size.")
     same = [f"diffusion.image_size={size}", f"classifier.cnn_size={size}"]
-    settings = load_experiment(recipe, [*overrides, *same])
+    settings = load_experiment(recipe, [ALIKE, *overrides, *same])
     if settings.data.balance == "weights":
         raise InputError("A benchmark balances classes for all systems alike: set data.balance to sampler or none.")
     for name, value in (("share", share), ("rarest", rarest), ("step1-share", step1_share)):

@@ -2,7 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache
+from types import MethodType
 
 import torch
 from torch import nn
@@ -21,12 +22,18 @@ def apart(model: nn.Module, views: int) -> Iterator[None]:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training] if views > 1 else []
     try:
         for layer in layers:
-            layer.forward = partial(_in_parts, layer.forward, views)  # type: ignore[method-assign]
+            layer.forward = MethodType(_in_parts(views), layer)  # type: ignore[method-assign]
         yield
     finally:
         for layer in layers:
             del layer.forward  # the instance's; the class keeps its own
 
 
-def _in_parts(forward: Callable[[torch.Tensor], torch.Tensor], views: int, x: torch.Tensor) -> torch.Tensor:
-    return torch.cat([forward(part) for part in x.chunk(views)])
+@cache
+def _in_parts(views: int) -> Callable[[_BatchNorm, torch.Tensor], torch.Tensor]:
+    """A forward for layers; one function for all steps, so that a compiled model stays compiled."""
+
+    def forward(layer: _BatchNorm, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([type(layer).forward(layer, part) for part in x.chunk(views)])
+
+    return forward

@@ -14,6 +14,8 @@ from dcube.networks import UNetConfig
 class Residual(nn.Module):
     """Two convolutions around a scale and shift by time and label; the second starts at zero."""
 
+    compiles = True  # by itself (training/compiled.py)
+
     def __init__(self, inside: int, outside: int, condition: int, groups: int, dropout: float) -> None:
         super().__init__()
         self.norm1, self.conv1 = nn.GroupNorm(groups, inside), nn.Conv2d(inside, outside, 3, padding=1)

@@ -29,6 +29,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Transformer block; an out-block first joins the long skip: concatenate, then linear."""
 
+    compiles = True  # by itself (training/compiled.py)
+
     def __init__(self, width: int, heads: int, mlp_ratio: float, skip: bool) -> None:
         super().__init__()
         hidden = int(width * mlp_ratio)

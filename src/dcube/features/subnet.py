@@ -29,6 +29,7 @@ class SubNetwork(nn.Module):
     Output [B, width, s, s]; `width` is the channel count.
     """
 
+    compiles = True  # by itself (training/compiled.py)
     mean: torch.Tensor
     std: torch.Tensor
 

@@ -51,7 +51,7 @@ def _compare(what: str, candidates: list[tuple[Trial, torch.dtype, str]], times:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # time of one thread's own work: other processes hardly change it
     try:
-        taken = _interleaved([_passes(*candidate) for candidate in candidates])
+        taken = _interleaved([passes(*candidate) for candidate in candidates])
     finally:
         torch.set_num_threads(threads)
     least = [min(held) for held in taken]
@@ -75,10 +75,16 @@ def _interleaved(runs: list[Callable[[], None]]) -> list[list[float]]:
     return taken
 
 
-def _passes(trial: Trial, dtype: torch.dtype, kind: str) -> Callable[[], None]:
-    """A forward and a backward pass of a copy in training, which leave nothing behind in the model."""
+def passes(
+    trial: Trial, dtype: torch.dtype, kind: str, change: Callable[[nn.Module], None] | None = None
+) -> Callable[[], None]:
+    """A forward and a backward pass of a copy in training, which leave nothing behind in the model; `change` is done
+    to the copy first.
+    """
     module, inputs = copy.deepcopy(trial[0]).train().requires_grad_(True), trial[1]
     set_attention(module, kind)
+    if change:
+        change(module)
 
     def run() -> None:
         module.zero_grad(set_to_none=True)

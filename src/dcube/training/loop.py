@@ -17,7 +17,7 @@ from dcube.files import read_json, write_json
 from dcube.progress import progress
 from dcube.training.clock import Clock, Looks, Watch
 from dcube.training.ema import EMA
-from dcube.training.fastest import Trial, set_attention
+from dcube.training.fastest import Trial
 from dcube.training.log import Log
 from dcube.training.order import key
 from dcube.training.runtime import Runtime, memory_advice
@@ -85,7 +85,7 @@ def train(
     log = Log(directory / "log.jsonl", state.step) if runtime.is_main else None
     if not resumed and runtime.is_main:
         state.save(directory / "checkpoint")
-    keep_choice(runtime, task, log, directory)
+    keep_choice(runtime, task, log, directory, config, steps)
     buffer: list[tuple[int, Parts]] = []
     saved = time.monotonic()
     clock = Clock(log.seconds if log else 0.0, deadline)
@@ -214,20 +214,25 @@ def _clear(directory: Path) -> None:
         left_over.unlink()
 
 
-def keep_choice(runtime: Runtime, task: Task, log: Log | None, directory: Path) -> None:
-    """A training keeps the dtype and the attention it began with, also when it is continued on another machine."""
+def keep_choice(
+    runtime: Runtime, task: Task, log: Log | None, directory: Path, config: OptimizerConfig, steps: int
+) -> None:
+    """A training keeps the dtype, the attention and the compilation it began with, also when it is continued on
+    another machine. Both steps take two images for each of a batch.
+    """
     file = directory / "runtime.json"
-    begun = read_json(file) if file.exists() else None
+    begun = read_json(file) if file.exists() else {}
     if begun:
-        runtime.keep(begun["dtype"], begun.get("attention", "sdpa"))
+        runtime.keep(begun["dtype"], begun.get("attention", "sdpa"), begun.get("compile", "off"))
     elif task.trials:
         runtime.choose(task.trials)
-    set_attention(task.model, runtime.attention)
-    dtype = str(runtime.dtype).removeprefix("torch.")
-    held = {"dtype": dtype, "attention": runtime.attention, "device": str(runtime.device)}
-    if begun and (dtype, runtime.attention) == (begun["dtype"], begun.get("attention", "sdpa")):
+        runtime.try_compile(task.trials, task.model, 2 * config.batch_size, steps)
+    runtime.apply(task.model)
+    chosen = runtime.chosen()
+    if begun and all(begun.get(name, value) == value for name, value in chosen.items()):
         return
     if log:
-        write_json(file, {**held, "milliseconds": runtime.milliseconds})
+        tried = {"milliseconds": runtime.milliseconds}
+        write_json(file, {**chosen, "device": str(runtime.device), **tried})
         if runtime.milliseconds:
-            log.write({"step": 0, "event": "runtime", **held})
+            log.write({"step": 0, "event": "runtime", **chosen, "device": str(runtime.device)})

@@ -11,7 +11,8 @@ from torch import nn
 
 from dcube.config import RuntimeConfig
 from dcube.errors import InputError
-from dcube.training.fastest import Trial, fastest
+from dcube.training.compiled import compile_parts, compiled_parts, try_compiled
+from dcube.training.fastest import Trial, fastest, set_attention
 from dcube.training.memory import keep_memory
 
 
@@ -30,6 +31,7 @@ class Runtime:
         self.dtype = named_dtype(dtype, self.device)
         self.attention: str = "sdpa" if config.attention == "auto" else config.attention
         self.milliseconds: dict[str, float] | None = None  # of the trial that chose them, where there was one
+        self.compile: str = config.compile
         self._open = dtype == "auto", config.attention == "auto"  # what a trial may choose
 
     @property
@@ -57,12 +59,41 @@ class Runtime:
         self.dtype = torch.bfloat16 if self.any_process(self.dtype == torch.bfloat16) else torch.float32
         self.attention = "explicit" if self.any_process(self.attention == "explicit") else "sdpa"
 
-    def keep(self, dtype: str, attention: str) -> None:
+    def try_compile(self, trials: Callable[[], dict[str, Trial]], model: nn.Module, images: int, steps: int) -> None:
+        """Whether parts of the model are compiled (training/compiled.py), by a trial on `images` images for a training
+        of `steps` steps: where it is asked for and works, or, left open, where there is a GPU and it pays.
+        """
+        count = len(compiled_parts(model))
+        wanted = count > 0 and (self.compile == "on" or (self.compile == "auto" and self.device.type == "cuda"))
+        if wanted and self.is_main:
+            part = trials()["dtype"]
+            gain = try_compiled(part, self.dtype, self.attention, self.device, images)
+            if gain.failure:
+                print(f"torch.compile does not work here ({gain.failure}); the model runs without.")
+            copies = count // max(1, len(compiled_parts(part[0])))
+            wanted = not gain.failure and (self.compile == "on" or gain.pays(steps, copies))
+            self.milliseconds = (self.milliseconds or {}) | gain.milliseconds()
+        self.compile = "on" if self.any_process(wanted) else "off"
+
+    def apply(self, model: nn.Module) -> None:
+        """Tell the model what was chosen."""
+        set_attention(model, self.attention)
+        if self.compile == "on":
+            compile_parts(model)
+
+    def chosen(self) -> dict[str, str]:
+        """dtype, attention and compilation by name."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "attention": self.attention, "compile": "on" if self.compile == "on" else "off"}
+
+    def keep(self, dtype: str, attention: str, compile: str) -> None:
         """Take what a training began with, for the settings that are auto."""
         if self._open[0]:
             self.dtype = getattr(torch, dtype)
         if self._open[1]:
             self.attention = attention
+        if self.compile == "auto":
+            self.compile = compile
 
     def share(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This process's part of a global batch (split along the first axis), on its device."""
