@@ -1,5 +1,5 @@
-"""Write the figures of docs/benchmark.md from docs/paper_tables.json and results/benchmark/**/benchmark.json: no number
-of ours there is typed by hand.
+"""Write the figures of docs/benchmark.md from docs/paper_tables.json and results/benchmark/**/benchmark.json, and
+results/benchmark/scarcity.svg: no number of ours there is typed by hand.
 
     python docs/benchmark_table.py            rewrite them
     python docs/benchmark_table.py --check    exit 1 where they are out of date
@@ -11,20 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from dcube.experiments.benchmark.tables import how, table
+from dcube.report.studies import scarcity_figure
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "benchmark.md", ROOT / "results" / "benchmark"
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
+FILE, SCARCITY = "benchmark.json", "scarcity.svg"
 BEGIN, END = "<!-- figures: docs/benchmark_table.py -->", "<!-- end of figures -->"
 NOTHING = "There is no result in results/benchmark/ yet: the columns of ours are still to come."
 
 
+def read(results: Path) -> dict[Path, dict[str, Any]]:
+    """What every benchmark's file holds, by its folder."""
+    return {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in sorted(results.rglob(FILE))}
+
+
 def section(results: Path) -> str:
-    """The paper's tables with ours beside them, then every benchmark in full."""
-    files = sorted(results.rglob("benchmark.json"))
-    held = {file.parent: json.loads(file.read_text(encoding="utf-8")) for file in files}
-    whole = [found for found in held.values() if not (found["plan"]["share"] or found["plan"]["rarest"])]
+    """The paper's tables with ours beside them, the figure of scarcity, then every benchmark in full."""
+    held = read(results)
+    whole = [found for found in held.values() if not is_scarce(found) and found["plan"]["test_evaluations"]]
     parts = ["### The paper's figures, and ours", ours_beside(whole)]
+    if len(kept(held)) > 1:
+        parts.append(f"### Fewer training images\n\n![macro-F1 with fewer images](../results/benchmark/{SCARCITY})")
     if not held:
         return "\n\n".join([*parts, NOTHING])
     for folder, found in held.items():
@@ -36,15 +44,48 @@ def section(results: Path) -> str:
     return "\n\n".join(parts)
 
 
+def is_scarce(found: dict[str, Any]) -> bool:
+    """Whether training images were taken away."""
+    return bool(found["plan"]["share"] or found["plan"]["rarest"])
+
+
+def kept(held: dict[Path, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What was kept of the training images -> results by data set, most first, of the scarce benchmarks and of the
+    whole one on their terms; each set with the systems that the scarce ones have.
+    """
+    scarce = [found for found in held.values() if is_scarce(found)]
+    models = {row["model"] for found in scarce for part in found["results"]["sets"].values() for row in part["systems"]}
+    made: dict[tuple[float, float], dict[str, Any]] = {}
+    for found in [*held.values()] if scarce else []:
+        plan = found["plan"]
+        if any(plan[name] != scarce[0]["plan"][name] for name in ("settings", "budget", "test_evaluations")):
+            continue
+        sets = made.setdefault((plan["rarest"] or 1.0, plan["share"] or 1.0), {})
+        for name, part in found["results"]["sets"].items():
+            if any(name in other["results"]["sets"] for other in scarce):
+                sets[name] = part | {"systems": [row for row in part["systems"] if row["model"] in models]}
+    return {_kept(*key): made[key] for key in sorted(made, reverse=True)}
+
+
+def _kept(rarest: float, share: float) -> str:
+    parts = [f"{share:.0%}" if share < 1 else "", f"{rarest:.0%} of the rarest" if rarest < 1 else ""]
+    return ", ".join(filter(None, parts)) or "all"
+
+
 def ours_beside(whole: list[dict[str, Any]]) -> str:
-    """Accuracy / macro-F1 in per cent of every system of tables I and II, or of the smaller one that stands for it."""
-    ours: dict[str, dict[str, str]] = {}  # system -> data set -> figures; of several benchmarks the first counts
+    """Accuracy / macro-F1 in per cent of every system of tables I and II, or of the smaller one that stands for it; a
+    column of ours for each data set, size and budget.
+    """
+    ours: dict[str, dict[str, str]] = {}  # system -> data set and terms -> figures
     for found in whole:
+        plan = found["plan"]
+        terms = f"{plan['settings']['diffusion']['image_size']} px, {plan['budget'] or 'epochs of table IX'}"
         for data, part in found["results"]["sets"].items():
             for row in part["systems"]:
                 if "metrics" in row:
                     figures = ours.setdefault(row["model"], {"": row["title"]})
-                    figures.setdefault(data, "{:.1f} / {:.1f}".format(*_per_cent(row["metrics"])))
+                    text = "{:.1f} / {:.1f}".format(*_per_cent(row["metrics"]))
+                    figures.setdefault(f"{data} ({terms})", f"{text} RANDOM" if row["random"] else text)
     sets = list(dict.fromkeys(data for figures in ours.values() for data in figures if data))
     paper = PAPER["table2"] | {name: row for name, row in PAPER["table1"].items() if name not in PAPER["table2"]}
     columns = list(dict.fromkeys(data for row in paper.values() for data in row if data != "title"))
@@ -78,6 +119,8 @@ def main() -> None:
     if "--check" in sys.argv:
         sys.exit(0 if fresh == text else "docs/benchmark.md is out of date: run python docs/benchmark_table.py")
     PAGE.write_text(fresh, encoding="utf-8")
+    if len(parts := kept(read(RESULTS))) > 1:
+        (RESULTS / SCARCITY).write_text(scarcity_figure(parts), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ SPLITS = ("train",) * 5 + ("val", "test", "test")
 
 def phantoms(directory: Path, per_class: int, shuffled: bool = False, planted: int = 0) -> Store:
     """`per_class` phantoms of every class, one per patient, 5 to 1 to 2 in train, val and test. shuffled: the labels
-    of train and val are dealt anew among them, so that only chance is left for the test split. planted: grey values by
+    of train and of val are dealt anew, so that only chance is left for the test split. planted: grey values by
     which the classes differ, beside what phantoms differ by anyway.
     """
     whole = open_images(f"phantom:patients={round(per_class / min(SHARES.values())) + 5},slices=1,size={SIZE}")
@@ -26,8 +26,10 @@ def phantoms(directory: Path, per_class: int, shuffled: bool = False, planted: i
     splits = [SPLITS[i % len(SPLITS)] for _ in SHARES for i in range(per_class)]
     labels = np.array([record.label for record in chosen])
     if shuffled:
-        learnt = np.array(splits) != "test"
-        labels[learnt] = np.random.default_rng(0).permutation(labels[learnt])
+        rng = np.random.default_rng(0)
+        for split in ("train", "val"):
+            learnt = np.array(splits) == split
+            labels[learnt] = rng.permutation(labels[learnt])
     origin = {record.path: record for record in chosen}
     records = tuple(
         Record(record.path, str(label), record.group, split)

@@ -3,6 +3,8 @@
 from functools import partial
 from typing import Any
 
+import torch
+
 from benchmarks.case import Case, Side
 from benchmarks.images import write_files
 from benchmarks.reference import classifier
@@ -10,6 +12,7 @@ from benchmarks.sizes import Size
 from benchmarks.world import World, difference
 from dcube.classifier.model import Predictor
 from dcube.external import predict_files
+from dcube.training.runtime import fast_dtype
 
 
 def paths_of(world: World, count: int) -> list[str]:
@@ -20,18 +23,19 @@ def paths_of(world: World, count: int) -> list[str]:
     return [str(path) for path in sorted(folder.rglob("*.png"))[:count]]
 
 
-def predictor_of(world: World) -> Predictor:
+def predictor_of(world: World, dtype: torch.dtype | None) -> Predictor:
     """A loaded model, frozen, as `dcube predict` has it."""
     experiment = world.experiment
     model = world.new_classifier(experiment).eval().requires_grad_(False).to(world.device)
     metadata = {"normalisation": world.data.store.normalisation.to_dict()}
     settings = experiment.classifier, experiment.features
-    return Predictor(model, world.exact, *settings, world.data.classes, metadata)
+    frozen = world.exact if dtype is None else world.features(dtype)
+    return Predictor(model, frozen, *settings, world.data.classes, metadata)
 
 
-def ours(count: int, world: World) -> Side:
-    """`dcube predict` with the model loaded, but for the table."""
-    paths, predictor = paths_of(world, count), predictor_of(world)
+def ours(count: int, world: World, dtype: torch.dtype | None = None) -> Side:
+    """`dcube predict` with the model loaded, but for the table; dtype: of the frozen model, None as the size has it."""
+    paths, predictor = paths_of(world, count), predictor_of(world, dtype)
 
     return [(lambda: predict_files(predictor, paths, 0.0), 1.0)]
 
@@ -58,5 +62,12 @@ def cases(size: Size) -> list[Case]:
     """One image, and many."""
     many, plainly = size.predicted, size.predicted_plainly
     note = f"the reference takes one image after the other: {plainly} are timed and extrapolated"
-    made = [Case("predict-1", partial(ours, 1), partial(reference, 1), deviation)]
-    return [*made, Case(f"predict-{many}", partial(ours, many), partial(reference, many), deviation, note, repeats=3)]
+    made = []
+    native = torch.cuda.is_available() or fast_dtype(torch.device("cpu")) == torch.bfloat16
+    for dtype, suffix in ((None, ""), (torch.bfloat16, "-bf16")) if native else ((None, ""),):
+        one, all_of_them = (partial(ours, count, dtype=dtype) for count in (1, many))
+        made += [
+            Case(f"predict-1{suffix}", one, partial(reference, 1), deviation),
+            Case(f"predict-{many}{suffix}", all_of_them, partial(reference, many), deviation, note, repeats=3),
+        ]
+    return made

@@ -9,9 +9,9 @@ import numpy as np
 from dcube.baselines.backbones import Request
 from dcube.baselines.registry import LARGEST, SMALLEST, baseline
 from dcube.data.store import Store
-from dcube.environment import environment
+from dcube.environment import cpu_name, environment
 from dcube.errors import InputError
-from dcube.experiments.benchmark.field import CNN_FLOORS, FLOORS, MOST_TRIES, OURS, is_system, names, title
+from dcube.experiments.benchmark.field import CNN_FLOORS, FLOORS, MOST_TRIES, OURS, is_system, names, parts_of, title
 from dcube.experiments.benchmark.run import Benchmark
 from dcube.experiments.benchmark.summary import rows_of_seeds, summarise
 from dcube.experiments.benchmark.tables import as_csv, as_markdown
@@ -28,7 +28,10 @@ from dcube.training.runtime import pick_device
 from dcube.training.state import load_weights
 
 DEFAULT_BUDGET = "3min"
-ALIKE = "runtime.compile=off"  # unless asked for: only D-Cube's networks say which of their parts can be compiled
+ALIKE = (  # unless asked for
+    "runtime.compile=never",  # few of the networks say which of their parts can be compiled
+    "classifier.second_reader=0",  # any system may have one: NAME+cnn_probe
+)
 LIST_CLASSES, LIST_CHANNELS = 3, 1  # of the systems that `--list` counts the parameters of
 TABLE1 = ("radio_full", "radio_lora", "radio_linear", "medclip_linear", "dcube")
 TABLE2 = (
@@ -61,14 +64,18 @@ def benchmark(
     plan = terms.described() | {"data": {name: store.key for name, store in stores.items()}}
     _check_folder(out, plan)
     _check_weights(held)
-    if not no_test:
+    if no_test:
+        held.check_closed()
+    else:
         held.check_test(again)
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
         write_json(out / "plan.json", _joined(out, plan))
         held.train()
         opened = 0 if no_test else held.open_test(again)
-        return _write(held, plan | {"seeds": list(seeds), "models": list(models), "test_evaluations": opened})
+        machine = f"{cpu_name()}, {held.threads} thread(s) a cell, {jobs} side by side"
+        about = {"seeds": list(seeds), "models": list(models), "test_evaluations": opened, "machine": machine}
+        return _write(held, plan | about)
 
 
 def reproduce_table(
@@ -103,8 +110,10 @@ def make_terms(
         raise InputError(f"Images of {size} px are not compared; give --size {SMALLEST} .. {LARGEST}.")
     if any(change.startswith("classifier.cnn_size=") for change in overrides) and settings.classifier.cnn_size != size:
         raise InputError("Every system sees images of the same size, D-Cube's CNN too; give --size, not a cnn_size.")
-    same = [f"diffusion.image_size={size}", f"classifier.cnn_size={size}"]
-    settings = load_experiment(recipe, [ALIKE, *overrides, *same])
+    same = [f"diffusion.image_size={size}", f"classifier.cnn_size={size}", f"diffusion.align.size={size}"]
+    settings = load_experiment(recipe, [*ALIKE, *overrides, *same])
+    if settings.diffusion.augmentation.probability:
+        raise InputError("A benchmark changes images alike for all systems: leave diffusion.augmentation out.")
     if settings.data.balance == "weights":
         raise InputError("A benchmark balances classes for all systems alike: set data.balance to sampler or none.")
     for name, value in (("share", share), ("rarest", rarest), ("step1-share", step1_share)):
@@ -131,6 +140,9 @@ def check_models_of(models: Sequence[str], terms: Terms) -> tuple[str, ...]:
         baseline(name)  # raises for a name that is none
     if ("dcube_long" in found) != (terms.long is not None):
         raise InputError("dcube_long and --long go together: --models dcube,dcube_long --long 20min.")
+    for name in filter(parts_of, found):
+        if len(parts_of(name)) > 2 or not {*parts_of(name)} <= {*found}:
+            raise InputError(f"{name} joins two systems by their answers; name each of them in --models too.")
     networks = [name for name in found if is_system(name)]
     if strange := [name for name, _ in terms.weights if name and name not in networks]:
         listed = ", ".join(networks) or "none"

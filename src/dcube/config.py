@@ -222,7 +222,7 @@ class RuntimeConfig(Section):
     # of a training's forward passes; auto: on a CPU with bf16 a trial at the start decides (training/fastest.py)
     attention: Literal["auto", "sdpa", "explicit"] = "auto"
     # torch.compile of a model's repeated parts in training; auto: on a GPU, where a trial finds that it pays
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto", "always", "never"] = "auto"
     checkpoint_seconds: NonNegative = 60.0
 
 

@@ -13,7 +13,7 @@ from dcube.training.budget import Budget
 from tiny import tiny_experiment
 
 SIZE = 32
-MODELS = ("test_resnet", "dcube", "feature_probe", "diffusion_classifier", "majority", "knn")
+MODELS = ("test_resnet", "dcube", "feature_probe", "diffusion_classifier", "majority", "knn", "test_resnet+knn")
 
 
 def terms_of(**changes: Any) -> Terms:

@@ -13,6 +13,8 @@ import pytest
 from benchmark_child import MODELS, SIZE, benchmark_of, predictions, terms_of
 
 from dcube.baselines.registry import REGISTRY
+from dcube.benchmark import check_models_of, make_terms
+from dcube.classifier.batches import cache_pays
 from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError
 from dcube.evaluation.metrics import macro_f1
@@ -73,7 +75,7 @@ def test_equal_means_equal(done: tuple[Benchmark, dict[str, Looks]]) -> None:
         if unit.model in ("test_resnet", "dcube"):
             steps.add(found["planned"])
         tried = read_json(held.choice_file("tiny", unit.model))["tried"]
-        assert len(tried) == (1 if unit.model in ("majority", "knn", "cnn_probe") else MOST_TRIES)
+        assert len(tried) == (1 if unit.model in ("majority", "knn", "test_resnet+knn") else MOST_TRIES)
     assert max(steps) - min(steps) <= 1, "D-Cube's two steps together are one budget"
     shared = {unit.step1.directory for unit in held.cells() if unit.model in STEP1}
     assert len(shared) == 2, "one step 1 for D-Cube and the two other uses"
@@ -100,6 +102,47 @@ def test_the_choice_is_the_best_by_validation(done: tuple[Benchmark, dict[str, L
         assert [row["macro_f1"] for row in choice["tried"]] == pytest.approx(figures)
     assert not list(held.out.rglob("*.f16")) and not list(held.out.rglob("checkpoint"))
     assert {p.parent.name for p in held.out.rglob("*.safetensors")} == {"step1"}, "weights go when the test is done"
+
+
+def test_two_systems_joined(done: tuple[Benchmark, dict[str, Looks]]) -> None:
+    """The geometric mean of what they say as they were chosen, at the price of both."""
+    held, _ = done
+    for seed in (0, 1):
+        found = {
+            model: held.unit("tiny", model, seed, read_json(held.choice_file("tiny", model))["configuration"])
+            for model in ("test_resnet", "knn", "test_resnet+knn")
+        }
+        for split in ("val", "test"):
+            one, other, both = (found[model].read(split) for model in found)
+            mean = np.sqrt(one.clip(1e-6) * other.clip(1e-6))
+            np.testing.assert_allclose(both, mean / mean.sum(1, keepdims=True), atol=2e-6)
+        costs = [read_json(unit.result) for unit in found.values()]
+        assert costs[2]["seconds"] == costs[0]["seconds"] + costs[1]["seconds"]
+        assert costs[2]["parameters"] == costs[0]["parameters"] + costs[1]["parameters"]
+    assert title("test_resnet+knn") == "test_resnet and nearest neighbours on the CNN's features"
+
+
+@pytest.mark.parametrize("models", ["dcube+knn", "dcube,knn,majority,dcube+knn+majority", "dcube,dcube+"])
+def test_what_cannot_be_joined(models: str) -> None:
+    with pytest.raises(InputError, match="joins two systems by their answers; name each of them in --models too"):
+        check_models_of(models.split(","), terms_of())
+
+
+def test_the_recipe_s_own_extras_are_not_for_d_cube_alone() -> None:
+    """Sizes, a second reader, compiled parts: what another system could not have."""
+    terms = make_terms(size=48, budget="3min")
+    assert {terms.settings.diffusion.image_size, terms.settings.classifier.cnn_size} == {48}
+    assert terms.settings.diffusion.align.size == 48 and terms.settings.diffusion.align.weight > 0
+    assert terms.settings.classifier.second_reader == 0 and terms.settings.runtime.compile == "never"
+    assert make_terms(overrides=["classifier.second_reader=16"]).settings.classifier.second_reader == 16
+    with pytest.raises(InputError, match="leave diffusion.augmentation out"):
+        make_terms(overrides=["diffusion.augmentation.probability=0.1", "diffusion.align.weight=0"])
+
+
+def test_a_short_budget_goes_without_a_cache() -> None:
+    """A cache holds every timestep of every image; a step needs one."""
+    assert not cache_pays(passes=399, images=100, timesteps=4) and not cache_pays(400, 100, 4)
+    assert cache_pays(401, 100, 4)
 
 
 def test_a_finished_benchmark_is_not_repeated(
@@ -129,7 +172,7 @@ def test_the_table_says_what_the_cells_say(done: tuple[Benchmark, dict[str, Look
         if row is not own:
             gap = row["metrics"]["macro_f1"]["value"] - own["metrics"]["macro_f1"]["value"]
             assert row["difference"]["value"] == pytest.approx(gap) and 0 <= row["mcnemar"]["p"] <= 1
-    plan = held.terms.described() | {"seeds": [0, 1], "test_evaluations": 1}
+    plan = held.terms.described() | {"seeds": [0, 1], "test_evaluations": 1, "machine": "a machine"}
     text = as_markdown(summary, plan)
     assert text.count("**RANDOM**") >= 3 and "2 epochs each" in text and f"{max(values):.3f}" in text
     assert "test split (opened 1 time(s)" in text and "(2)" in text
@@ -144,7 +187,7 @@ def test_several_sets_are_ranked_without_a_claim(done: tuple[Benchmark, dict[str
     assert one["ranks"] is None
     ranks = _ranks([one["sets"]["tiny"]] * 2)
     assert ranks is not None and ranks["p"] is None and len(ranks["systems"]) == len(MODELS)
-    plan = held.terms.described() | {"seeds": [0, 1], "test_evaluations": 0}
+    plan = held.terms.described() | {"seeds": [0, 1], "test_evaluations": 0, "machine": "a machine"}
     text = as_markdown(one | {"ranks": ranks}, plan)
     assert "no significance is claimed" in text and "too good" in text
 
@@ -161,6 +204,8 @@ def test_a_second_look_is_refused_and_counted(many: ImageData, tmp_path: Path) -
     with pytest.raises(InputError, match="already opened"):
         more.open_test(again=False)
     assert more.open_test(again=True) == 2
+    with pytest.raises(InputError, match="already opened 2 time.*leave --no-test out"):
+        held.check_closed()
     assert held.open_test(again=False) == 2, "nothing new: no look"
 
 
@@ -183,7 +228,7 @@ def test_a_failed_training_is_a_result(
     summary = summarise(held, "test")
     rows = {row["model"]: row for row in summary["sets"]["tiny"]["systems"]}
     assert rows["test_vit"]["failed"] == "The loss is not finite." and "metrics" in rows["test_resnet"]
-    text = as_markdown(summary, held.terms.described() | {"seeds": [0], "test_evaluations": 1})
+    text = as_markdown(summary, held.terms.described() | {"seeds": [0], "test_evaluations": 1, "machine": "a machine"})
     assert "failed: The loss is not finite." in text
     assert {row["model"]: row.get("failed") for row in rows_of_seeds(held, "test")}["test_vit"]
 

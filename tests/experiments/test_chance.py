@@ -1,4 +1,4 @@
-"""No system finds anything where there is nothing: 240 balanced phantoms whose training labels are shuffled."""
+"""No system finds anything where there is nothing: 210 balanced phantoms whose labels are shuffled."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dcube.training.budget import Budget
 from phantoms import SIZE, image_data, phantoms
 from tiny import tiny_experiment
 
-PER_CLASS, CLASSES = 80, 3
+PER_CLASS, CLASSES = 112, 3
 FAST = {
     *("test_resnet", "test_vit", "dcube", "diffusion_classifier", "feature_probe"),
     *("statistics", "pixels", "knn", "cnn_probe"),
@@ -34,7 +34,7 @@ def test_there_is_something_to_find_where_labels_are_true(tmp_path: Path) -> Non
     """Else the test below could not fail: a planted difference is found, by a floor and by a network."""
     store = phantoms(tmp_path / "store", PER_CLASS, planted=60)
     for model in ("statistics", "test_resnet"):
-        assert accuracy(store, tmp_path / model, model) > binom.ppf(1 - ALPHA, 60, 1 / CLASSES) / 60
+        assert accuracy(store, tmp_path / model, model) > binom.ppf(1 - ALPHA, 84, 1 / CLASSES) / 84
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def test_there_is_something_to_find_where_labels_are_true(tmp_path: Path) -> Non
 def test_chance_where_training_labels_are_shuffled(shuffled: Store, tmp_path: Path, model: str) -> None:
     data = image_data(shuffled)
     count = len(data.indices("test"))
-    assert len(data.labels) == 240 and np.bincount(data.labels[data.indices("test")]).tolist() == [count // 3] * 3
+    assert len(data.indices("train")) >= 200
+    assert np.bincount(data.labels[data.indices("test")]).tolist() == [count // 3] * 3
     low, high = binom.ppf([ALPHA / 2, 1 - ALPHA / 2], count, 1 / CLASSES) / count
     assert low <= accuracy(shuffled, tmp_path, model) <= high
 
@@ -51,7 +52,10 @@ def test_chance_where_training_labels_are_shuffled(shuffled: Store, tmp_path: Pa
 def accuracy(store: Store, out: Path, model: str) -> float:
     """Of a system on the test split, after three epochs."""
     assert model in FAST or model in REGISTRY
-    settings = tiny_experiment(diffusion={"image_size": SIZE}, classifier={"optimizer": {"batch_size": 16}})
+    settings = tiny_experiment(
+        diffusion={"image_size": SIZE, "align": {"weight": 1, "size": SIZE}},
+        classifier={"optimizer": {"batch_size": 16}, "second_reader": 16},
+    )
     held = benchmark_of(store.directory, out, (model,), (0,), settings=settings, budget=Budget(epochs=3), tries=1)
     held.train()
     held.open_test(again=False)

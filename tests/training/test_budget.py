@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dcube.config import OptimizerConfig
-from dcube.errors import InputError
+from dcube.errors import DCubeError, InputError
 from dcube.training.budget import LOOKS, USED, Budget, Length, Pace, deadline, length_of, spent
 
 
@@ -47,7 +47,13 @@ def test_time_in_steps() -> None:
     assert found.steps * 0.1 + found.looks * 0.5 == pytest.approx(USED * 100 - 15, abs=0.1)
     few = length_of(Budget(seconds=100), 0, 1, Pace(0.1, 8.0))
     assert few.looks == 2 and few.steps * 0.1 + 2 * 8 == pytest.approx(USED * 100, abs=0.1)
-    assert length_of(Budget(seconds=1), 0, 1, Pace(5.0, 9.0), overhead=2) == Length(1, 0.0, 1)
+
+
+@pytest.mark.parametrize("overhead", [0.0, 200.0])
+def test_time_that_buys_no_step_is_an_error(overhead: float) -> None:
+    """Else a network of random weights would stand in the table."""
+    with pytest.raises(DCubeError, match=f"100 s do not suffice: {overhead:.0f} s go before the first step"):
+        length_of(Budget(seconds=100), 0, 1, Pace(90.0, 9.0), overhead)
 
 
 def test_a_short_training_warms_up_in_a_tenth_of_it() -> None:

@@ -123,7 +123,7 @@ def test_a_training_keeps_what_the_trial_chose(run: Path, monkeypatch: pytest.Mo
     assert (held["dtype"], held["attention"], held["device"]) == ("bfloat16", "explicit", "cpu")
     assert held["milliseconds"]["attention: bfloat16 explicit"] == 500
     rows = [row for row in read_log(run / "log.jsonl") if row.get("event") == "runtime"]
-    assert rows == [{"step": 0, "event": "runtime", "dtype": "bfloat16", "attention": "explicit", "compile": "off",
+    assert rows == [{"step": 0, "event": "runtime", "dtype": "bfloat16", "attention": "explicit", "compile": "never",
                      "device": "cpu"}]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ class Stage:
     name: str
     share: float  # 0 .. 1; the shares of a system sum to 1
     loss: Loss
+    groups: Callable[[], list[dict[str, Any]]] | None = None  # parameters that it trains; None: the system's
 
 
 class System(nn.Module):

@@ -113,7 +113,8 @@ class DiffMIC(System):
     steps: of the sampled chain, evenly spaced among the `timesteps`. draws: chains averaged per image. pretraining:
     share of the budget in which the guidance alone is trained; afterwards both are. spread: 0 is the paper, whose
     network predicts all the noise; above 0 (ours, for short trainings) it predicts what `gaussian_noise` with that
-    deviation leaves, so that an untrained chain ends near its guidance, and implied labels are kept within 0 .. 1.
+    deviation leaves, so that an untrained chain ends near its guidance, implied labels are kept within 0 .. 1, and
+    the guidance has the whole learning rate as long as it is trained alone.
     """
 
     def __init__(
@@ -128,8 +129,9 @@ class DiffMIC(System):
         self.times = np.linspace(0, timesteps - 1, min(steps, timesteps)).round().astype(int).tolist()
 
     def stages(self) -> tuple[Stage, ...]:
+        whole_rate = self.guidance.parameter_groups if self.spread else None
         return (
-            Stage("guidance", self.pretraining, self.guidance.loss),
+            Stage("guidance", self.pretraining, self.guidance.loss, whole_rate),
             Stage("diffusion", 1 - self.pretraining, self.loss),
         )
 

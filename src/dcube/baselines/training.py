@@ -83,7 +83,7 @@ def stage_task(system: System, stage: Stage, data: ImageData, settings: Experime
     noise = torch.rand(shape, generator=torch_rng(0, "classifier", "trial"))
     return Task(
         stage.name, system, batches, loss, len(batches.indices) / settings.classifier.optimizer.batch_size,
-        learning_rates=lambda _: system.parameter_groups(), hooks=hooks,
+        learning_rates=lambda _: (stage.groups or system.parameter_groups)(), hooks=hooks,
         memory_settings="classifier.optimizer.batch_size or the image size",
         trials=lambda: {"dtype": (StageLoss(system, stage, len(data.classes)), (noise,))},
     )  # fmt: skip

@@ -12,7 +12,9 @@ from dcube.training.order import Order, numpy_rng, torch_rng
 
 
 class ClassifierBatches:
-    """Batches of the training split. Features come from a cache where the timesteps are a fixed set that fits."""
+    """Batches of the training split. Features come from a cache where the timesteps are a fixed set that fits, and
+    the training is long enough for it to pay.
+    """
 
     def __init__(self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path) -> None:
         self.data, self.experiment, self.frozen = data, experiment, frozen
@@ -22,7 +24,10 @@ class ClassifierBatches:
         balanced = experiment.data.balance == "sampler"
         self.order = Order(self.labels, self.config.optimizer.batch_size, experiment.seed, balanced)
         self.timesteps = experiment.features.training_timesteps
-        self.cache = make_cache(data, self.indices, frozen, experiment, self.timesteps, directory, mirror=True)
+        passes = self.config.optimizer.total_steps(len(self.indices)) * self.config.optimizer.batch_size
+        self.cache = None
+        if self.timesteps is not None and cache_pays(passes, len(self.indices), len(self.timesteps)):
+            self.cache = make_cache(data, self.indices, frozen, experiment, self.timesteps, directory, mirror=True)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
         """y, t, flipped: [B]; large: [B, C, S, S] at cnn_size, small: at the diffusion model's size, both in
@@ -54,6 +59,13 @@ class ClassifierBatches:
     @property
     def _consistent(self) -> bool:
         return self.config.lambda_consistency > 0
+
+
+def cache_pays(passes: int, images: int, timesteps: int) -> bool:
+    """Whether a training that takes so many images through the frozen model, each at one timestep, does so more often
+    than the making of a cache would.
+    """
+    return passes > images * timesteps
 
 
 def make_cache(

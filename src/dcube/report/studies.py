@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dcube.report.figures import ACCENT, MUTED, RULE, SECOND, svg_text
+from dcube.report.figures import ACCENT, INK, MUTED, RULE, SECOND, svg_text
 
 
 def differences_figure(summary: Mapping[str, Any]) -> str:
@@ -38,6 +38,45 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
         panels[0].invert_yaxis()
 
     return svg_text(draw, 3.2 + 2.4 * len(names), 0.9 + 0.36 * len(labels))
+
+
+def scarcity_figure(kept: Mapping[str, Mapping[str, Any]], metric: str = "macro_f1") -> str:
+    """What is left of a system where training images are taken away: a line per system through its means over the
+    seeds, with intervals, a panel per data set.
+
+    kept: what was kept of the training images (as "all", "25 %"), most first -> sets of a benchmark's summary. Returns
+    SVG text.
+    """
+    names = list(dict.fromkeys(name for sets in kept.values() for name in sets))
+    titles = list(dict.fromkeys(
+        row["title"] for sets in kept.values() for found in sets.values() for row in found["systems"]
+    ))  # fmt: skip
+    shades = [ACCENT, SECOND, MUTED, INK]
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+        for panel, name in zip(panels, names, strict=True):
+            for i, title in enumerate(titles):
+                shift, colour = 0.08 * (i - (len(titles) - 1) / 2), shades[i % len(shades)]
+                points = [
+                    (at + shift, row["metrics"][metric])
+                    for at, sets in enumerate(kept.values())
+                    for row in sets.get(name, {"systems": []})["systems"]
+                    if row["title"] == title and "metrics" in row
+                ]
+                for at, value in points:
+                    if value["low"] is not None:
+                        panel.plot([at, at], [value["low"], value["high"]], color=colour, linewidth=1)
+                where, heights = [at for at, _ in points], [value["value"] for _, value in points]
+                style: dict[str, Any] = {"linestyle": "-" if i < len(shades) else "--", "marker": "o", "markersize": 4}
+                panel.plot(where, heights, color=colour, label=title, **style)
+            panel.set_title(name)
+            panel.set_xticks(range(len(kept)), list(kept))
+            panel.grid(axis="y", color=RULE, linewidth=0.6)
+        panels[0].set_ylabel(metric.replace("macro_f1", "macro-F1").replace("_", " "))
+        panels[0].legend(loc="lower left", fontsize=7, frameon=False)
+
+    return svg_text(draw, 1.2 + 3.4 * len(names), 3.4)
 
 
 def field_figure(sets: Mapping[str, Any], metric: str = "macro_f1") -> str:

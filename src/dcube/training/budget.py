@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from dcube.config import OptimizerConfig
-from dcube.errors import InputError
+from dcube.errors import DCubeError, InputError
 from dcube.files import write_text
 from dcube.training.log import read_log
 from dcube.training.state import checkpoints
@@ -74,14 +74,19 @@ class Length:
 
 def length_of(budget: Budget, images: int, batch_size: int, pace: Pace | None, overhead: float = 0.0) -> Length:
     """Steps that a budget buys for a training set of `images`. pace: needed where the budget is time; overhead: seconds
-    of it that are gone before the first step.
+    of it that are gone before the first step. DCubeError where it does not buy one.
     """
     if budget.epochs is not None:
         return Length(max(1, round(budget.epochs * images / batch_size)))
     assert budget.seconds is not None and pace is not None
     left = USED * budget.seconds - overhead
     looks = int(min(LOOKS, max(1.0, LOOK_SHARE * left / max(pace.look, 1e-9))))
-    steps = max(1, int((left - looks * pace.look) / pace.step))
+    steps = int((left - looks * pace.look) / pace.step)
+    if steps < 1:
+        raise DCubeError(
+            f"{budget.seconds:.0f} s do not suffice: {overhead:.0f} s go before the first step, a validation takes"
+            f" {pace.look:.1f} s, a step {pace.step:.2f} s; give a larger --budget."
+        )
     return Length(steps, max(0.0, budget.seconds - overhead), min(looks, steps))
 
 

@@ -26,9 +26,11 @@ class Gain:
     failure: str = ""
 
     def pays(self, steps: int, copies: int = 1) -> bool:
-        """Whether it is clearly faster, and in `steps` steps of `copies` such passes wins back what it cost."""
+        """Whether it is clearly faster, and in `steps` steps of `copies` such passes wins back what compiling costs:
+        twice the trial's, for a model has a second kind of part (blocks with a skip, batch statistics apart).
+        """
         saved = self.eager - self.compiled
-        return not self.failure and self.eager >= MARGIN * self.compiled and saved * copies * steps > self.cost
+        return not self.failure and self.eager >= MARGIN * self.compiled and saved * copies * steps > 2 * self.cost
 
     def milliseconds(self) -> dict[str, float]:
         """Its times, for the log."""
@@ -62,21 +64,29 @@ def try_compiled(trial: Trial, dtype: torch.dtype, kind: str, device: torch.devi
 
     trial: a part of the model and its inputs (training/fastest.py).
     """
-    module, inputs = trial
-    times = max(1, images // len(inputs[0]))
-    inputs = _map(lambda x: x.repeat(times, *[1] * (x.ndim - 1)).to(device), inputs)
-    eager = passes((module, inputs), dtype, kind)
-    compiled = passes((module, inputs), dtype, kind, partial(compile_parts, strict=True))
     try:
-        begin = time.perf_counter()
-        _seconds(compiled, device)
-        cost = time.perf_counter() - begin
+        module, inputs = trial
+        times = max(1, images // len(inputs[0]))
+        inputs = _map(lambda x: x.repeat(times, *[1] * (x.ndim - 1)).to(device), inputs)
+        eager = passes((module, inputs), dtype, kind)
+        _seconds(eager, device)  # the device's libraries are loaded on its account
+        compiled = passes((module, inputs), dtype, kind, partial(compile_parts, strict=True))
+        cost = _seconds(compiled, device)
+        both = [(_seconds(eager, device), _seconds(compiled, device)) for _ in range(ROUNDS)]
     except Exception as error:  # whatever a compiler may raise: the model runs without
         return Gain(failure=f"{type(error).__name__}: {error}".splitlines()[0])
-    _seconds(eager, device)
-    both = [(_seconds(eager, device), _seconds(compiled, device)) for _ in range(ROUNDS)]
     found = [statistics.median(side) for side in zip(*both, strict=True)]
     return Gain(found[0], found[1], cost)
+
+
+def still_compiles(trial: Trial, dtype: torch.dtype, kind: str, device: torch.device) -> str:
+    """One compiled pass, for a training that goes on elsewhere: what failed, or nothing."""
+    try:
+        given = trial[0], _map(lambda x: x.to(device), trial[1])
+        passes(given, dtype, kind, partial(compile_parts, strict=True))()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}".splitlines()[0]
+    return ""
 
 
 def _seconds(call: Callable[[], None], device: torch.device) -> float:

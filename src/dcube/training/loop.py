@@ -85,7 +85,8 @@ def train(
     log = Log(directory / "log.jsonl", state.step) if runtime.is_main else None
     if not resumed and runtime.is_main:
         state.save(directory / "checkpoint")
-    keep_choice(runtime, task, log, directory, config, steps)
+    with memory_advice(task.memory_settings):
+        keep_choice(runtime, task, log, directory, config, steps)
     buffer: list[tuple[int, Parts]] = []
     saved = time.monotonic()
     clock = Clock(log.seconds if log else 0.0, deadline)
@@ -218,21 +219,22 @@ def keep_choice(
     runtime: Runtime, task: Task, log: Log | None, directory: Path, config: OptimizerConfig, steps: int
 ) -> None:
     """A training keeps the dtype, the attention and the compilation it began with, also when it is continued on
-    another machine. Both steps take two images for each of a batch.
+    another machine. A step takes two images, at most, for each of its batch.
     """
     file = directory / "runtime.json"
-    begun = read_json(file) if file.exists() else {}
+    begun = {"attention": "sdpa", "compile": "never"} | read_json(file) if file.exists() else {}
     if begun:
-        runtime.keep(begun["dtype"], begun.get("attention", "sdpa"), begun.get("compile", "off"))
+        runtime.keep(begun["dtype"], begun["attention"], begun["compile"])
+        if task.trials:
+            runtime.compile_again(task.trials)
     elif task.trials:
         runtime.choose(task.trials)
         runtime.try_compile(task.trials, task.model, 2 * config.batch_size, steps)
-    runtime.apply(task.model)
-    chosen = runtime.chosen()
-    if begun and all(begun.get(name, value) == value for name, value in chosen.items()):
+    chosen = runtime.apply(task.model)
+    if begun and begun | chosen == begun:
         return
     if log:
-        tried = {"milliseconds": runtime.milliseconds}
-        write_json(file, {**chosen, "device": str(runtime.device), **tried})
+        device = {"device": str(runtime.device)}
+        write_json(file, {**chosen, **device, "milliseconds": runtime.milliseconds or begun.get("milliseconds")})
         if runtime.milliseconds:
-            log.write({"step": 0, "event": "runtime", **chosen, "device": str(runtime.device)})
+            log.write({"step": 0, "event": "runtime", **chosen, **device})

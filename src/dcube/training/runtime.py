@@ -11,7 +11,7 @@ from torch import nn
 
 from dcube.config import RuntimeConfig
 from dcube.errors import InputError
-from dcube.training.compiled import compile_parts, compiled_parts, try_compiled
+from dcube.training.compiled import compile_parts, compiled_parts, still_compiles, try_compiled
 from dcube.training.fastest import Trial, fastest, set_attention
 from dcube.training.memory import keep_memory
 
@@ -60,31 +60,43 @@ class Runtime:
         self.attention = "explicit" if self.any_process(self.attention == "explicit") else "sdpa"
 
     def try_compile(self, trials: Callable[[], dict[str, Trial]], model: nn.Module, images: int, steps: int) -> None:
-        """Whether parts of the model are compiled (training/compiled.py), by a trial on `images` images for a training
-        of `steps` steps: where it is asked for and works, or, left open, where there is a GPU and it pays.
+        """Whether parts of the model are compiled (training/compiled.py), by a trial on a process's part of `images`
+        images, for a training of `steps` steps: where it is asked for and works, or, left open, where there is a GPU
+        and it pays.
         """
         count = len(compiled_parts(model))
-        wanted = count > 0 and (self.compile == "on" or (self.compile == "auto" and self.device.type == "cuda"))
+        wanted = count > 0 and (self.compile == "always" or (self.compile == "auto" and self.device.type == "cuda"))
         if wanted and self.is_main:
             part = trials()["dtype"]
-            gain = try_compiled(part, self.dtype, self.attention, self.device, images)
-            if gain.failure:
-                print(f"torch.compile does not work here ({gain.failure}); the model runs without.")
+            mine = images // self.accelerator.num_processes
+            gain = try_compiled(part, self.dtype, self.attention, self.device, mine)
             copies = count // max(1, len(compiled_parts(part[0])))
-            wanted = not gain.failure and (self.compile == "on" or gain.pays(steps, copies))
-            self.milliseconds = (self.milliseconds or {}) | gain.milliseconds()
-        self.compile = "on" if self.any_process(wanted) else "off"
+            wanted = not gain.failure and (self.compile == "always" or gain.pays(steps, copies))
+            if gain.failure:
+                self._say_uncompiled(gain.failure)
+            else:
+                self.milliseconds = (self.milliseconds or {}) | gain.milliseconds()
+        self.compile = "always" if self.any_process(wanted) else "never"
 
-    def apply(self, model: nn.Module) -> None:
-        """Tell the model what was chosen."""
+    def compile_again(self, trials: Callable[[], dict[str, Trial]]) -> None:
+        """A training that began compiled goes on so, unless that fails on this machine."""
+        if self.compile == "always":
+            failure = still_compiles(trials()["dtype"], self.dtype, self.attention, self.device) if self.is_main else ""
+            if failure:
+                self._say_uncompiled(failure)
+            self.compile = "always" if self.any_process(not failure) else "never"
+
+    def _say_uncompiled(self, failure: str) -> None:
+        print(f"torch.compile does not work here ({failure}); the model runs without.")
+
+    def apply(self, model: nn.Module) -> dict[str, str]:
+        """Tell the model what was chosen; returns dtype, attention and compilation by name."""
         set_attention(model, self.attention)
-        if self.compile == "on":
+        compiled = self.compile == "always" and bool(compiled_parts(model))
+        if compiled:
             compile_parts(model)
-
-    def chosen(self) -> dict[str, str]:
-        """dtype, attention and compilation by name."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return {"dtype": dtype, "attention": self.attention, "compile": "on" if self.compile == "on" else "off"}
+        return {"dtype": dtype, "attention": self.attention, "compile": "always" if compiled else "never"}
 
     def keep(self, dtype: str, attention: str, compile: str) -> None:
         """Take what a training began with, for the settings that are auto."""

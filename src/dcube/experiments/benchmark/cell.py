@@ -10,8 +10,8 @@ import numpy as np
 
 from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError
-from dcube.experiments.benchmark import floors, ours, systems
-from dcube.experiments.benchmark.field import FLOORS, STEP1
+from dcube.experiments.benchmark import floors, joined, ours, systems
+from dcube.experiments.benchmark.field import FLOORS, STEP1, parts_of
 from dcube.experiments.benchmark.terms import Unit
 from dcube.files import read_json, write_json
 from dcube.training.best import validation_figures
@@ -29,6 +29,7 @@ class Contestant:
 
 NETWORK = Contestant(systems.train, systems.predict)
 FLOOR = Contestant(floors.train, floors.predict)
+JOINED = Contestant(joined.train, joined.predict)
 DCUBE = Contestant(ours.train_dcube, ours.predict_dcube)
 OTHERS = {
     "dcube": DCUBE,
@@ -41,7 +42,7 @@ OTHERS = {
 
 def contestant(model: str) -> Contestant:
     """Of a system's name."""
-    return OTHERS.get(model, NETWORK)
+    return JOINED if parts_of(model) else OTHERS.get(model, NETWORK)
 
 
 def prepare(unit: Unit) -> None:
@@ -58,8 +59,8 @@ def work(unit: Unit) -> None:
             found = _trained(unit, data)
         except InputError:
             raise
-        except DCubeError as error:
-            found = {"failed": str(error)}
+        except (DCubeError, MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
+            found = {"failed": str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"}
         write_json(unit.result, found)
     _tidy(unit.directory)
 
@@ -86,6 +87,7 @@ def _trained(unit: Unit, data: ImageData) -> dict[str, Any]:
     validation = validation_figures(probabilities, data.labels[rows], len(data.classes))
     return facts | {
         "configuration": unit.chosen.text, "milliseconds": milliseconds, "train_images": len(data.indices("train")),
+        "train_rarest": int(np.bincount(data.labels[data.indices("train")], minlength=len(data.classes)).min()),
         "validation": validation,
     }  # fmt: skip
 

@@ -22,6 +22,7 @@ OURS = {
 STEP1 = {  # which step 1 they use; it is trained once per data set and seed
     "dcube": "step1", "diffusion_classifier": "step1", "feature_probe": "step1", "dcube_long": "step1_long",
 }  # fmt: skip
+AND = "+"  # between two systems whose answers are joined, as in "dcube+cnn_probe"
 MOST_TRIES = 2  # configurations that are declared for every system
 
 
@@ -38,19 +39,29 @@ class Configuration:
 
 def title(model: str) -> str:
     """What the table calls a system."""
+    if pair := parts_of(model):
+        return f"{title(pair[0])} and {title(pair[1])}"
     own = FLOORS.get(model) or OURS.get(model)
     return own[0] if own else baseline(model).title
 
 
 def is_system(model: str) -> bool:
     """Whether it is a network of `baselines`, trained by its own loss."""
-    return model not in FLOORS and model not in OURS
+    return model not in FLOORS and model not in OURS and not parts_of(model)
+
+
+def parts_of(model: str) -> tuple[str, ...]:
+    """The two systems that a name joins; none where it is one system."""
+    parts = tuple(part.strip() for part in model.split(AND))
+    return parts if len(parts) > 1 else ()
 
 
 def configurations(model: str, settings: Experiment, recipes: str, tries: int) -> tuple[Configuration, ...]:
     """What is tried of a system, the first `tries` of those declared; one where there is nothing to tune, and where
     the paper's recipes are asked for. InputError for a name that there is not.
     """
+    if parts_of(model):
+        return (Configuration("those of its parts"),)
     if model in FLOORS:
         inside = "tuned inside the training part" if model in ("pixels", *CNN_FLOORS) else "nothing to tune"
         return (Configuration(inside),)

@@ -10,13 +10,14 @@ import numpy as np
 
 from dcube.baselines.diffusion_classifier import diffusion_classifier
 from dcube.baselines.probes import feature_probe
+from dcube.classifier.batches import cache_pays
 from dcube.classifier.model import CHUNK, load_predictor, predict_rows
 from dcube.classifier.reader import make_reader
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
-from dcube.experiments.benchmark.caches import make_caches
+from dcube.experiments.benchmark.caches import make_cache_of
 from dcube.experiments.benchmark.pace import step1_pace, step2_pace
 from dcube.experiments.benchmark.systems import parameters
 from dcube.experiments.benchmark.terms import Unit
@@ -56,7 +57,10 @@ def train_step1(unit: Unit, data: ImageData) -> dict[str, Any]:
     end(unit.directory)
     seconds = gone + spent(unit.directory)
     counted = parameters(diffusion.model)["parameters"]
-    return {"seconds": seconds, "steps": result.step, "planned": length.steps, "parameters": counted}
+    weights = "step 1 from scratch" + (f", imitates the CNN ({teacher.network.source})" if teacher else "")
+    return {
+        "seconds": seconds, "steps": result.step, "planned": length.steps, "parameters": counted, "weights": weights,
+    }  # fmt: skip
 
 
 def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
@@ -64,11 +68,10 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     diffusion, step1 = _step1(unit), read_json(unit.step1.result)
     chosen = _select(unit, data, diffusion)
     directory = unit.directory / "step2"
-    cached = make_caches(data, unit.settings, diffusion, chosen["selected"], directory)
-    gone = chosen["seconds"] + cached
+    gone = chosen["seconds"] + make_cache_of("val", data, unit.settings, diffusion, chosen["selected"], directory)
     if unit.settings.classifier.second_reader:
         gone += make_reader(data, unit.settings, directory, diffusion.device)[1]["seconds"]
-    length = _step2_length(unit, data, diffusion, chosen["selected"], gone)
+    length, gone = _step2_length(unit, data, diffusion, chosen["selected"], gone)
     settings = _with_length(unit.settings, "classifier", length)
     every = length.look_every * settings.classifier.optimizer.batch_size / len(data.indices("train"))
     settings = override(settings, [f"classifier.validate_every={every!r}"])
@@ -81,7 +84,7 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
         "seconds": step1["seconds"] + seconds, "seconds_step1": step1["seconds"],
         "steps": step1["steps"] + result.step, "planned": step1["planned"] + length.steps,
         "parameters": step1["parameters"] + trained, "trainable": step1["parameters"] + trained,
-        "weights": f"CNN {predictor.metadata['cnn_source']}; step 1 from scratch", "blocks": chosen["selected"],
+        "weights": f"CNN {predictor.metadata['cnn_source']}; {step1['weights']}", "blocks": chosen["selected"],
     }  # fmt: skip
 
 
@@ -97,7 +100,7 @@ def train_use(unit: Unit, data: ImageData) -> dict[str, Any]:
     """The diffusion classifier and the probe need no training of a network but that of step 1."""
     step1, diffusion = read_json(unit.step1.result), _step1(unit)
     about = {name: step1[name] for name in ("seconds", "steps", "planned", "parameters")}
-    about |= {"seconds_step1": step1["seconds"], "trainable": step1["parameters"], "weights": "step 1 from scratch"}
+    about |= {"seconds_step1": step1["seconds"], "trainable": step1["parameters"], "weights": step1["weights"]}
     if unit.model == "feature_probe":
         about["blocks"] = _select(unit, data, diffusion)["selected"]
     return about
@@ -159,22 +162,38 @@ def _select(unit: Unit, data: ImageData, diffusion: Diffusion) -> dict[str, Any]
     return held
 
 
-def _step2_length(unit: Unit, data: ImageData, diffusion: Diffusion, blocks: list[int], gone: float) -> Length:
-    """Fixed once per cell, so that a continued training is the same one. gone: seconds of selection and cache."""
+def _step2_length(
+    unit: Unit, data: ImageData, diffusion: Diffusion, blocks: list[int], gone: float
+) -> tuple[Length, float]:
+    """Fixed once per cell, so that a continued training is the same one; and the seconds gone before its first step.
+
+    A budget of time that is too short for a cache of the training images to pay is spent without one. gone: seconds of
+    selection, of the cache of the validation images and of the second reader.
+    """
     optimizer, images = unit.settings.classifier.optimizer, len(data.indices("train"))
-    if unit.terms.budget is None:
-        return Length(optimizer.total_steps(images))
-    budget, file = unit.terms.budget.part(1 - unit.terms.step1_share), unit.directory / "length.json"
-    if not file.is_file():
+    directory, file = unit.directory / "step2", unit.directory / "length.json"
+    budget = None if unit.terms.budget is None else unit.terms.budget.part(1 - unit.terms.step1_share)
+    timesteps = unit.settings.features.training_timesteps
+
+    def found(cached: bool) -> Length:
+        if budget is None:
+            return Length(optimizer.total_steps(images))
         pace = None
         if budget.seconds is not None:
             measured = unit.directory / "pace"
-            pace = step2_pace(data, unit.settings, diffusion, blocks, measured)
-            _keep_runtime(measured, unit.directory / "step2")
+            pace = step2_pace(data, unit.settings, diffusion, blocks, measured, cached)
+            _keep_runtime(measured, directory)
             shutil.rmtree(measured)
-        found = length_of(budget, images, optimizer.batch_size, pace, gone)
-        write_json(file, asdict(found))
-    return Length(**read_json(file))
+        return length_of(budget, images, optimizer.batch_size, pace, gone)
+
+    if not file.is_file():
+        length = found(cached=False)
+        if timesteps is not None and cache_pays(length.steps * optimizer.batch_size, images, len(timesteps)):
+            gone += make_cache_of("train", data, unit.settings, diffusion, blocks, directory)
+            length = found(cached=True)
+        write_json(file, {"length": asdict(length), "gone": gone})
+    held = read_json(file)
+    return Length(**held["length"]), float(held["gone"])
 
 
 def _with_length(settings: Experiment, section: str, length: Length) -> Experiment:

@@ -15,7 +15,7 @@ from dcube.training.log import read_log
 from dcube.training.loop import LOG_EVERY
 from dcube.training.order import numpy_rng
 
-IMAGES = 64  # of the training and of the validation part that step 2 is timed on: a step does not depend on them
+IMAGES = 64  # of the validation part that step 2 is timed on
 NO_CHECKPOINTS = "runtime.checkpoint_seconds=1000000000"  # they would come between the rows of the log
 SHORTEST = 1e-3  # seconds; the log's resolution
 
@@ -42,15 +42,19 @@ def step1_pace(data: ImageData, settings: Experiment, directory: Path) -> float:
 
 
 def step2_pace(
-    data: ImageData, settings: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path
+    data: ImageData, settings: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path, cached: bool
 ) -> Pace:
-    """Seconds of a step of step 2 and of a validation, on a few images. Leaves DIRECTORY/runtime.json."""
+    """Seconds of a step of step 2, with features from a cache or from the frozen model, and of a validation, on a few
+    images. Leaves DIRECTORY/runtime.json.
+    """
     shutil.rmtree(directory, ignore_errors=True)
-    few = _few(data, settings.seed)
-    batch_size = settings.classifier.optimizer.batch_size
+    batch_size, steps = settings.classifier.optimizer.batch_size, 3 * LOG_EVERY
+    timesteps = settings.features.training_timesteps
+    most = steps * batch_size // len(timesteps) if timesteps is not None else IMAGES  # for which a cache pays
+    few = _few(data, settings.seed, most // 2 if cached else 2 * most)
     epochs = 2 * LOG_EVERY * batch_size / len(few.indices("train"))  # one validation, after two rows of the log
     short = override(settings, [
-        f"classifier.optimizer.steps={3 * LOG_EVERY}", f"classifier.validate_every={epochs!r}", NO_CHECKPOINTS,
+        f"classifier.optimizer.steps={steps}", f"classifier.validate_every={epochs!r}", NO_CHECKPOINTS,
     ])  # fmt: skip
     train_classifier(few, short, diffusion, blocks, directory)
     clock = _clock(directory)
@@ -65,9 +69,9 @@ def _clock(directory: Path) -> dict[int, float]:
     return {row["step"]: row["seconds"] for row in read_log(directory / "log.jsonl") if "seconds" in row}
 
 
-def _few(data: ImageData, seed: int) -> ImageData:
-    """The data with no more than IMAGES in train and in val."""
+def _few(data: ImageData, seed: int, training: int) -> ImageData:
+    """The data with no more than so many images in train, and IMAGES in val."""
     splits = data.splits.copy()
-    for split in ("train", "val"):
-        splits[numpy_rng(seed, "pace", split).permutation(data.indices(split))[IMAGES:]] = LEFT_OUT
+    for split, count in (("train", training), ("val", IMAGES)):
+        splits[numpy_rng(seed, "pace", split).permutation(data.indices(split))[count:]] = LEFT_OUT
     return ImageData(data.store, splits)

@@ -9,7 +9,7 @@ from typing import Any
 from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.experiments.benchmark.cell import drop_weights, open_test, prepare, work
-from dcube.experiments.benchmark.field import STEP1, is_system
+from dcube.experiments.benchmark.field import STEP1, is_system, parts_of
 from dcube.experiments.benchmark.terms import Terms, Unit
 from dcube.experiments.pool import run_units
 from dcube.files import read_json, write_json
@@ -35,22 +35,24 @@ class Benchmark:
         networks = [model for model in self.models if is_system(model)]
         units = [self.unit(name, model, first) for name in self.stores for model in (*networks, *self._step1())]
         self._work(prepare, [unit for unit in units if not unit.prepared.is_file()])
-        tried = [
-            self.unit(name, model, first, i)
-            for name in self.stores for model in self.models if not self.choice_file(name, model).is_file()
-            for i in range(len(self.terms.configurations(model)))
-        ]  # fmt: skip
-        self._cells(tried)
-        for name in self.stores:
-            for model in self.models:
-                self._choose(name, model)
-        self._cells(self.cells())
+        alone = [model for model in self.models if not parts_of(model)]
+        for models in (alone, [model for model in self.models if parts_of(model)]):  # these wait for their parts
+            tried = [
+                self.unit(name, model, first, i)
+                for name in self.stores for model in models if not self.choice_file(name, model).is_file()
+                for i in range(len(self.terms.configurations(model)))
+            ]  # fmt: skip
+            self._cells(tried)
+            for name in self.stores:
+                for model in models:
+                    self._choose(name, model)
+            self._cells(self.cells(models))
 
-    def cells(self) -> list[Unit]:
-        """The frozen cells: of every system its chosen configuration, by data set, system and seed."""
+    def cells(self, models: Sequence[str] | None = None) -> list[Unit]:
+        """The frozen cells: of every system (or of some) its chosen configuration, by data set, system and seed."""
         return [
             self.unit(name, model, seed, read_json(self.choice_file(name, model))["configuration"])
-            for name in self.stores for model in self.models for seed in self.seeds
+            for name in self.stores for model in (self.models if models is None else models) for seed in self.seeds
         ]  # fmt: skip
 
     def open_test(self, again: bool) -> int:
@@ -61,7 +63,9 @@ class Benchmark:
             self.check_test(again)
             record = {"evaluations": record["evaluations"] + 1, "cells": [*record["cells"], *new]}
             write_json(self.out / "test.json", record)  # before the look: an interrupted one is the same one
-        self._work(open_test, [unit for unit in self.cells() if not unit.is_opened])
+        for joins in (False, True):  # these read what their parts said
+            cells_of = [unit for unit in self.cells() if bool(parts_of(unit.model)) is joins]
+            self._work(open_test, [unit for unit in cells_of if not unit.is_opened])
         return int(record["evaluations"])
 
     def check_test(self, again: bool) -> None:
@@ -77,6 +81,11 @@ class Benchmark:
                 f" {' '.join(new[0])} is new: a choice made after seeing it is no honest one; use --no-test, another"
                 " --out, or --again to open it once more (it is counted)."
             )
+
+    def check_closed(self) -> None:
+        """InputError where the test split was opened: tables of the validation split would hide that."""
+        if opened := self._record()["evaluations"]:
+            raise InputError(f"The test split was already opened {opened} time(s) in {self.out}; leave --no-test out.")
 
     def choice_file(self, name: str, model: str) -> Path:
         """Where the frozen choice of a system's configuration lies."""

@@ -19,7 +19,8 @@ REFERENCE = "dcube"
 
 
 def summarise(benchmark: Benchmark, split: str) -> dict[str, Any]:
-    """{"sets": {name: {"n", "groups", "classes", "train_images", "reference", "systems": [row]}}, "ranks": ...}.
+    """{"sets": {name: {"n", "groups", "classes", "train_images", "train_rarest", "reference",
+    "systems": [row]}}, "ranks": ...}.
 
     A row: model, title, metrics {name: M} (mean over the seeds, interval by bootstrap over groups), minutes (and those
     of step 1), parameters, milliseconds, weights, random (no pretrained ones), configuration, tried, and against the
@@ -45,7 +46,7 @@ def rows_of_seeds(benchmark: Benchmark, split: str) -> list[dict[str, Any]]:
         row |= {"validation_macro_f1": round(found["validation"]["macro_f1"], 6), "minutes": found["seconds"] / 60}
         row |= {"minutes_step1": found.get("seconds_step1", 0.0) / 60}
         row |= {name: found[name] for name in ("steps", "planned", "parameters", "trainable", "milliseconds")}
-        row |= {"train_images": found["train_images"], "weights": found["weights"]}
+        row |= {name: found[name] for name in ("train_images", "train_rarest", "weights")}
         row |= {"configuration": found["configuration"], "configurations_tried": len(choice["tried"])}
         rows.append(row)
     return rows
@@ -75,10 +76,12 @@ def _set(benchmark: Benchmark, name: str, split: str) -> dict[str, Any]:
             row |= _against(held[model], held[reference], labels, groups, bootstrap)
         systems.append(row)
     systems.sort(key=lambda row: -row["metrics"]["macro_f1"]["value"] if "metrics" in row else 1.0)
-    train = [read_json(unit.result).get("train_images") for unit in units]
+    cells = [found for unit in units if "failed" not in (found := read_json(unit.result))]
+    left = {name: sorted({found[name] for found in cells}) for name in ("train_images", "train_rarest")}
     return {
         "split": split, "n": len(rows), "groups": len(set(groups.tolist())), "classes": data.classes,
-        "train_images": next((count for count in train if count), None), "reference": reference, "systems": systems,
+        **{name: [counts[0], counts[-1]] if counts else None for name, counts in left.items()},  # over the seeds
+        "reference": reference, "systems": systems,
     }  # fmt: skip
 
 
@@ -98,7 +101,7 @@ def _facts(units: Sequence[Unit]) -> dict[str, Any]:
         "minutes_step1": float(np.mean([row.get("seconds_step1", 0.0) for row in found])) / 60,
         "parameters": found[0]["parameters"], "milliseconds": None if None in times else float(np.mean(times)),
         "weights": weights, "random": _is_random(weights), "configuration": found[0]["configuration"],
-        "cut": sum(row["steps"] < row["planned"] for row in found),
+        "cut": sum(row["steps"] < row["planned"] for row in found), "steps": min(row["steps"] for row in found),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ HEADER = (
     "calibration error", "minutes", "parameters", "ms/image", "first weights", "configuration (of)", "McNemar p",
     "DeLong p",
 )  # fmt: skip
+FEW_STEPS = 30  # with fewer, a training has hardly begun
 METRICS = ("accuracy", "macro_precision", "macro_recall", "macro_auroc", "ece")
 
 
@@ -56,11 +57,15 @@ def how(plan: dict[str, Any], summary: dict[str, Any]) -> str:
         "- Minutes: training alone, that of step 1 in brackets; of models fitted on features (floors, probe) none is"
         " counted but step 1's. **RANDOM**: no pretrained weights.",
     ]
+    lines.append(f"- Machine, as of the last call: {plan['machine']}.")
     if plan["share"] or plan["rarest"]:
         cut = [f"{plan['share']:.0%} of the training images" if plan["share"] else ""]
         cut += [f"{plan['rarest']:.0%} of the rarest class" if plan["rarest"] else ""]
-        counts = ", ".join(f"{name} {found['train_images']}" for name, found in summary["sets"].items())
-        lines.append(f"- Scarcity: {' and '.join(filter(None, cut))} kept, another draw each seed ({counts} left).")
+        counts = ", ".join(
+            f"{name} {_range(found['train_images'])}, {_range(found['train_rarest'])} of the rarest class"
+            for name, found in summary["sets"].items()
+        )
+        lines.append(f"- Scarcity: {' and '.join(filter(None, cut))} kept, another draw each seed ({counts}).")
     return "\n".join(lines)
 
 
@@ -68,11 +73,17 @@ def table(found: dict[str, Any]) -> str:
     """Markdown table of one data set; a difference in bold where its interval excludes 0."""
     reference = title(found["reference"]) if found["reference"] else "reference"
     head = [text.format(reference=reference) for text in HEADER]
+    images = f"{found['n']} images, {found['groups']} groups ({found['split']})"
     lines = [
-        f"{found['n']} images, {found['groups']} groups ({found['split']}); {found['train_images']} training images.",
-        "", "| " + " | ".join(head) + " |", "| --- " * len(head) + "|",
+        f"{images}; {_range(found['train_images'])} training images.", "",
+        "| " + " | ".join(head) + " |", "| --- " * len(head) + "|",
     ]  # fmt: skip
     return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in found["systems"]])
+
+
+def _range(counts: list[int] | None) -> str:
+    """What is the same for all seeds, or the least and the most."""
+    return "none" if counts is None else f"{counts[0]}" if counts[0] == counts[1] else f"{counts[0]} to {counts[1]}"
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -80,6 +91,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         return [row["title"], f"failed: {row['failed']}", *[""] * (len(HEADER) - 2)]
     metrics = [_interval(row["metrics"][name]) for name in METRICS]
     step1 = f" ({row['minutes_step1']:.1f})" if row["minutes_step1"] else ""
+    few = f", only {row['steps']} steps" if 0 < row["steps"] < FEW_STEPS else ""
     cut = f", {row['cut']} cut by the clock" if row["cut"] else ""
     why = row["weights"].removeprefix("RANDOM: ")
     weights = f"**RANDOM**{f': {why}' if why != 'random' else ''}" if row["random"] else row["weights"]
@@ -87,7 +99,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         f"**{row['title']}**" if row["model"] == REFERENCE else row["title"],
         _interval(row["metrics"]["macro_f1"]), _difference(row.get("difference")), *metrics,
-        f"{row['minutes']:.1f}{step1}{cut}", _millions(row["parameters"]), speed, weights,
+        f"{row['minutes']:.1f}{step1}{few}{cut}", _millions(row["parameters"]), speed, weights,
         f"{row['configuration']} ({len(row['tried'])})", _p(row.get("mcnemar")), _p(row.get("delong")),
     ]  # fmt: skip
 
@@ -95,7 +107,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 def _split(plan: dict[str, Any]) -> str:
     if plan["test_evaluations"]:
         return f"test split (opened {plan['test_evaluations']} time(s), after all training)"
-    return "**validation split, by which weights and configurations were chosen: too good**; the test split is closed"
+    return "**validation split, by which weights and configurations were chosen: too good**"
 
 
 def _ranks(ranks: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What holds for every cell of a benchmark, and what a cell is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from dcube.data.dataset import ImageData
 from dcube.data.folds import splits_of
 from dcube.data.scarcity import scarce
 from dcube.data.store import Store
-from dcube.experiments.benchmark.field import STEP1, Configuration, configurations
+from dcube.experiments.benchmark.field import STEP1, Configuration, configurations, parts_of
 from dcube.files import read_json
 from dcube.settings import override
 from dcube.training.budget import Budget
@@ -98,6 +98,12 @@ class Unit:
     def step1(self) -> "Unit":
         """The cell of the step 1 that this system uses."""
         return Unit(self.out, self.name, self.store, self.terms, STEP1[self.model], self.seed)
+
+    @property
+    def parts(self) -> tuple["Unit", ...]:
+        """The cells, as they were chosen, of the systems that this one joins."""
+        chosen = {name: read_json(self.root / "chosen" / f"{name}.json") for name in parts_of(self.model)}
+        return tuple(replace(self, model=name, configuration=c["configuration"]) for name, c in chosen.items())
 
     @cached_property
     def chosen(self) -> Configuration:

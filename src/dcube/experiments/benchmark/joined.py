@@ -1,0 +1,32 @@
+"""Cells of two systems whose answers are joined: nothing is trained, and nothing is tuned."""
+
+from typing import Any
+
+import numpy as np
+
+from dcube.classifier.reader import FLOOR
+from dcube.data.dataset import ImageData
+from dcube.errors import DCubeError
+from dcube.experiments.benchmark.terms import Unit
+from dcube.files import read_json
+
+
+def train(unit: Unit, data: ImageData) -> dict[str, Any]:
+    """What its row says: the sums of its parts. DCubeError where a part failed."""
+    found = [read_json(part.result) for part in unit.parts]
+    for part, row in zip(unit.parts, found, strict=True):
+        if "failed" in row:
+            raise DCubeError(f"{part.model} failed: {row['failed']}")
+    added = "seconds", "steps", "planned", "parameters", "trainable"
+    sums = {name: sum(row[name] for row in found) for name in added}
+    sums["seconds_step1"] = sum(row.get("seconds_step1", 0.0) for row in found)
+    return sums | {"weights": "; ".join(dict.fromkeys(row["weights"] for row in found))}
+
+
+def predict(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """The normalised geometric mean of what the parts said of a whole split, [n, K]; milliseconds where both have."""
+    [split] = set(data.splits[rows].tolist())
+    logs = [np.log(np.maximum(part.read(split), FLOOR)) for part in unit.parts]
+    both = np.exp(np.mean(logs, axis=0))
+    times = [read_json(part.result)["milliseconds"] for part in unit.parts]
+    return both / both.sum(1, keepdims=True), None if None in times else float(sum(times))
