@@ -7,8 +7,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dcube.baselines.backbones import Request
-from dcube.baselines.registry import LARGEST, SMALLEST, baseline
+from dcube.baselines.registry import LARGEST, PACKAGED, SMALLEST, baseline
 from dcube.data.store import Store
+from dcube.diffusion.build import build_denoiser
 from dcube.environment import cpu_name, environment
 from dcube.errors import InputError
 from dcube.experiments.benchmark.field import CNN_FLOORS, FLOORS, MOST_TRIES, OURS, is_system, names, parts_of, title
@@ -16,6 +17,7 @@ from dcube.experiments.benchmark.run import Benchmark
 from dcube.experiments.benchmark.summary import rows_of_seeds, summarise
 from dcube.experiments.benchmark.tables import as_csv, as_markdown
 from dcube.experiments.benchmark.terms import Terms, Unit
+from dcube.features.subnet import SubNetwork
 from dcube.files import read_json, write_json, write_text
 from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
@@ -163,8 +165,7 @@ def catalogue() -> list[tuple[str, str, str, str, str, str]]:
     rows = []
     for name in names():
         if not is_system(name):
-            source, of_recipe = (OURS | FLOORS)[name][1], "by recipe" if name in (*OURS, *CNN_FLOORS) else "none"
-            rows.append((name, title(name), source, of_recipe, "any", of_recipe))
+            rows.append((name, title(name), (OURS | FLOORS)[name][1], *_of_recipe(name)))
             continue
         entry = baseline(name)
         try:
@@ -175,6 +176,25 @@ def catalogue() -> list[tuple[str, str, str, str, str, str]]:
             count = "needs an extra"
         rows.append((name, entry.title, entry.citation, count, f"{entry.size}, others", entry.weights))
     return rows
+
+
+def _of_recipe(name: str) -> tuple[str, str, str]:
+    """Parameters, pixels and weights of D-Cube, the other uses of its step 1, and the floors, by the recipe `small`."""
+    import torch
+
+    if name not in (*OURS, *CNN_FLOORS):
+        return "none", "any", "none"
+    settings = load_experiment("small", [])
+    with torch.device("meta"):  # the structure alone
+        denoiser = build_denoiser(settings.diffusion, LIST_CHANNELS, LIST_CLASSES)
+    network = SubNetwork(settings.classifier.cnn, "none", settings.classifier.cnn_size)
+    step1, cnn = (sum(p.numel() for p in model.parameters()) / 1e6 for model in (denoiser, network))
+    pixels = f"{settings.diffusion.image_size}, others"
+    if name in CNN_FLOORS:
+        return f"{cnn:.1f} M", pixels, PACKAGED
+    if name in ("dcube", "dcube_long"):
+        return f"{step1 + cnn:.1f} M + head", pixels, f"step 1 scratch; CNN {PACKAGED}"
+    return f"{step1:.1f} M", pixels, "scratch"
 
 
 def _write(held: Benchmark, plan: dict[str, Any]) -> dict[str, Any]:

@@ -79,11 +79,13 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     predictor, result = train_classifier(data, settings, diffusion, chosen["selected"], directory, until)
     end(directory)
     seconds = gone + spent(directory)
-    trained = sum(p.numel() for p in predictor.model.parameters())
+    model, counted = predictor.model, step1["parameters"]
+    trained = counted + parameters(model.subnet, model.head)["parameters"]
+    read = 0 if model.reader is None else model.reader.weight.numel() + parameters(model.reader)["parameters"]
     return {
         "seconds": step1["seconds"] + seconds, "seconds_step1": step1["seconds"],
         "steps": step1["steps"] + result.step, "planned": step1["planned"] + length.steps,
-        "parameters": step1["parameters"] + trained, "trainable": step1["parameters"] + trained,
+        "parameters": trained + read, "trainable": trained,
         "weights": f"CNN {predictor.metadata['cnn_source']}; {step1['weights']}", "blocks": chosen["selected"],
     }  # fmt: skip
 
