@@ -55,7 +55,7 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
 
 def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
     """{data set: {"whole" or "quarter": {"n", "groups", "macro_f1": {system: M}, "differences": [{"of", "to", ..M}],
-    "chosen": {arm: [[block, timestep] of each cell]}}}}; M as in `repeated_metric`.
+    "chosen": {arm: [[block, timestep] of each cell]}, "inside": {arm: macro-F1}}}}; M as in `repeated_metric`.
     """
     result: dict[str, Any] = {}
     for name in dict.fromkeys(unit.name for unit in units):
@@ -73,7 +73,7 @@ def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
                     | _difference(repeats[a], repeats[b], labels, groups, bootstrap)
                     for a, b in QUESTIONS if a in repeats and b in repeats
                 ],
-                "chosen": _chosen(chosen),
+                "chosen": _chosen(chosen), "inside": _inside(chosen),
             }  # fmt: skip
             result.setdefault(name, {})["quarter" if quarter else "whole"] = share
     return result
@@ -99,8 +99,22 @@ def _chosen(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
     return found
 
 
+def _inside(units: Sequence[Unit]) -> dict[str, float]:
+    """What the chosen block of every arm came to inside the training part, mean over the cells: the figure that chose
+    it, which a step 1 that was told the labels has seen the answers to.
+    """
+    found: dict[str, list[float]] = {}
+    for unit in units:
+        for file in sorted((unit.directory / "probe").glob("*.json")):
+            if "blocks" in (held := read_json(file)):
+                found.setdefault(file.stem, []).append(max(row["inside"] for row in held["blocks"]))
+    return {arm: float(np.mean(values)) for arm, values in found.items()}
+
+
 def markdown(summary: dict[str, Any]) -> str:
-    """Two tables per share: macro-F1 of every system, and the paired differences (bold: the interval excludes 0)."""
+    """Three tables per share: macro-F1 of every system, the paired differences (bold: the interval excludes 0), and of
+    every arm of step 1 what its block promised inside the training part beside what it kept.
+    """
     lines: list[str] = []
     for share in ("whole", "quarter"):
         held = {name: parts[share] for name, parts in summary.items() if share in parts}
@@ -119,8 +133,17 @@ def markdown(summary: dict[str, Any]) -> str:
             ]
             if any(cell != "" for cell in row):
                 lines.append(f"| {a} - {b.removeprefix(PROBE)} | " + " | ".join(row) + " |")
+        lines += ["", "| inside the training part -> out of fold | " + " | ".join(held) + " |"]
+        lines += ["| --- |" + " --- |" * len(held)]
+        for arm in dict.fromkeys(arm for part in held.values() for arm in part["inside"]):
+            lines.append(f"| {arm} | " + " | ".join(_kept(part, arm) for part in held.values()) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _kept(part: dict[str, Any], arm: str) -> str:
+    value = part["macro_f1"].get(PROBE + arm, {}).get("value")
+    return "" if value is None or arm not in part["inside"] else f"{part['inside'][arm]:.3f} -> {value:.3f}"
 
 
 def _cell(figure: dict[str, Any] | None, signed: bool) -> str:
