@@ -6,6 +6,7 @@ import platform
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -84,12 +85,8 @@ class MatrixRates:
             grad = torch.randn(rows, columns, device=self.device).to(dtype)
             for a, b in ((x, weight.T), (grad, weight), (grad.T, x)):
                 out = torch.empty(a.shape[0], b.shape[1], device=self.device, dtype=dtype)
-
-                def products(a=a, b=b, out=out, calls=calls) -> None:  # type: ignore[no-untyped-def]
-                    for _ in range(calls):
-                        torch.mm(a, b, out=out)
-
-                times = [seconds(products, self.device) / calls for _ in range(WARM_UP + RUNS)]
+                product = partial(_multiply, a, b, out, calls)
+                times = [seconds(product, self.device) / calls for _ in range(WARM_UP + RUNS)]
                 work = 2.0 * rows * inner * columns
                 flops, total = flops + work, total + statistics.median(times[WARM_UP:])
                 self.best[dtype] = max(work / min(times[WARM_UP:]), self.best.get(dtype, 0.0))
@@ -103,6 +100,11 @@ class MatrixRates:
     def seconds_at_best(self, flops: Mapping[torch.dtype, float]) -> float:
         """Time that so many operations would take at the rate of the fastest product seen."""
         return sum(count / self.best[dtype] for dtype, count in flops.items())
+
+
+def _multiply(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, times: int) -> None:
+    for _ in range(times):
+        torch.mm(a, b, out=out)
 
 
 def model_shapes(config: DiffusionConfig) -> list[Shape]:

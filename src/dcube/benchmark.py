@@ -110,9 +110,11 @@ def make_terms(
     size = size or settings.diffusion.image_size
     if not SMALLEST <= size <= LARGEST:
         raise InputError(f"Images of {size} px are not compared; give --size {SMALLEST} .. {LARGEST}.")
-    if any(change.startswith("classifier.cnn_size=") for change in overrides) and settings.classifier.cnn_size != size:
-        raise InputError("Every system sees images of the same size, D-Cube's CNN too; give --size, not a cnn_size.")
-    same = [f"diffusion.image_size={size}", f"classifier.cnn_size={size}", f"diffusion.align.size={size}"]
+    own = {"classifier.cnn_size": settings.classifier.cnn_size, "diffusion.align.size": settings.diffusion.align.size}
+    for name, side in own.items():
+        if any(change.startswith(f"{name}=") for change in overrides) and side != size:
+            raise InputError(f"Every system sees images of the same size, D-Cube's CNNs too; give --size, not {name}.")
+    same = [f"diffusion.image_size={size}", *(f"{name}={size}" for name in own)]
     settings = load_experiment(recipe, [*ALIKE, *overrides, *same])
     if settings.diffusion.augmentation.probability:
         raise InputError("A benchmark changes images alike for all systems: leave diffusion.augmentation out.")

@@ -1,0 +1,57 @@
+"""The terms of a benchmark: what is the same for all, who takes part, and what is tried of each."""
+
+from pathlib import Path
+
+import pytest
+from benchmark_child import terms_of
+
+from dcube.baselines.registry import REGISTRY
+from dcube.benchmark import check_models_of, make_terms
+from dcube.classifier.batches import cache_pays
+from dcube.errors import InputError
+from dcube.experiments.benchmark.field import MOST_TRIES, configurations, names, title
+from dcube.experiments.benchmark.systems import budget_of
+from dcube.experiments.benchmark.terms import Unit
+from dcube.training.budget import Budget
+
+
+@pytest.mark.parametrize("models", ["dcube+knn", "dcube,knn,majority,dcube+knn+majority", "dcube,dcube+"])
+def test_what_cannot_be_joined(models: str) -> None:
+    with pytest.raises(InputError, match="joins two systems by their answers; name each of them in --models too"):
+        check_models_of(models.split(","), terms_of())
+
+
+def test_the_recipe_s_own_extras_are_not_for_d_cube_alone() -> None:
+    """Sizes, a second reader, compiled parts: what another system could not have."""
+    terms = make_terms(size=48, budget="3min")
+    assert {terms.settings.diffusion.image_size, terms.settings.classifier.cnn_size} == {48}
+    assert terms.settings.diffusion.align.size == 48 and terms.settings.diffusion.align.weight > 0
+    assert terms.settings.classifier.second_reader == 0 and terms.settings.runtime.compile == "never"
+    assert make_terms(overrides=["classifier.second_reader=16"]).settings.classifier.second_reader == 16
+    with pytest.raises(InputError, match="give --size, not diffusion.align.size"):
+        make_terms(overrides=["diffusion.align.size=128"], size=48)
+    with pytest.raises(InputError, match="leave diffusion.augmentation out"):
+        make_terms(overrides=["diffusion.augmentation.probability=0.1", "diffusion.align.weight=0"])
+
+
+def test_a_short_budget_goes_without_a_cache() -> None:
+    """A cache holds every timestep of every image; a step needs one."""
+    assert not cache_pays(passes=399, images=100, timesteps=4) and not cache_pays(400, 100, 4)
+    assert cache_pays(401, 100, 4)
+
+
+@pytest.mark.parametrize("model", names())
+def test_every_name_has_a_title_and_as_many_configurations(model: str) -> None:
+    settings = terms_of().settings
+    found = configurations(model, settings, "equal", MOST_TRIES)
+    assert title(model) and len({c.text for c in found}) == len(found)
+    assert len(found) == (1 if model in ("majority", "statistics", "pixels", "knn", "cnn_probe") else MOST_TRIES)
+    assert len(configurations(model, settings, "paper", MOST_TRIES)) == 1
+
+
+@pytest.mark.parametrize(("name", "optimizer"), [("shufflenet_v2", "sgd"), ("vit_b16", "adamw"), ("diffmic", "adam")])
+def test_the_recipes_of_the_paper(name: str, optimizer: str) -> None:
+    unit = Unit(Path("out"), "tiny", Path("store"), terms_of(recipes="paper", budget=None), name, 0)
+    row, made = REGISTRY[name].recipe, unit.settings.classifier.optimizer
+    assert (made.name, made.lr, made.weight_decay) == (optimizer, row.lr, row.weight_decay)
+    assert budget_of(unit) == Budget(epochs=row.epochs) and row.row in unit.chosen.text
