@@ -181,6 +181,20 @@ def test_a_second_look_is_refused_and_counted(many: ImageData, tmp_path: Path) -
     assert held.open_test(again=False) == 2, "nothing new: no look"
 
 
+def test_a_new_data_set_may_join_an_opened_benchmark(many: ImageData, tmp_path: Path) -> None:
+    """Its test split was seen by nobody, and opening it is none of the first set's."""
+    first = benchmark_of(many.store.directory, tmp_path, ("majority",), (0,))
+    first.train()
+    assert first.open_test(again=False) == 1
+    both = Benchmark(first.stores | {"other": many.store}, first.terms, tmp_path, ("majority",), (0,), jobs=1)
+    both.check_test(again=False)
+    both.train()
+    assert both.open_test(again=False) == 1 and both.openings("tiny") == both.openings("other") == 1
+    more = Benchmark({"other": many.store}, first.terms, tmp_path, ("majority", "statistics"), (0,), jobs=1)
+    with pytest.raises(InputError, match="split of other was already opened 1 time"):
+        more.check_test(again=False)
+
+
 def test_a_failed_training_is_a_result(
     many: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -56,36 +56,46 @@ class Benchmark:
         ]  # fmt: skip
 
     def open_test(self, again: bool) -> int:
-        """Predict the test split by every cell; returns how often it was opened. InputError as `check_test`."""
-        cells = [str(unit) for unit in self.cells()]
+        """Predict the test splits by every cell; returns how often that of a data set was opened, at the most.
+        InputError as `check_test`.
+        """
         record = self._record()
-        if new := self._unseen(cells):
+        if new := [unit for unit in self.cells() if str(unit) not in record["cells"]]:
             self.check_test(again)
-            record = {"evaluations": record["evaluations"] + 1, "cells": [*record["cells"], *new]}
+            counts = {name: self.openings(name) + any(unit.name == name for unit in new) for name in self.stores}
+            record = {"evaluations": record["evaluations"] | counts, "cells": [*record["cells"], *map(str, new)]}
             write_json(self.out / "test.json", record)  # before the look: an interrupted one is the same one
         for joins in (False, True):  # these read what their parts said
             cells_of = [unit for unit in self.cells() if bool(parts_of(unit.model)) is joins]
             self._work(open_test, [unit for unit in cells_of if not unit.is_opened])
-        return int(record["evaluations"])
+        return max(self.openings(name) for name in self.stores)
+
+    def openings(self, name: str) -> int:
+        """How often the test split of a data set was opened."""
+        return int(self._record()["evaluations"].get(name, 0))
 
     def check_test(self, again: bool) -> None:
-        """InputError where the test split was opened before for others than these cells, unless `again`."""
-        record = self._record()
-        if not record["evaluations"] or again:
-            return
-        known = {tuple(cell.split("/")[:3]) for cell in record["cells"]}  # data set, seed, system
-        wanted = {(n, f"seed-{s}", m) for n in self.stores for s in self.seeds for m in self.models}
-        if new := sorted(wanted - known):
+        """InputError where the test split of a data set was opened before for others than these cells, unless `again`;
+        a data set that is new to the folder has one that nobody has seen.
+        """
+        known = {tuple(cell.split("/")[:3]) for cell in self._record()["cells"]}  # data set, seed, system
+        opened = [name for name in self.stores if self.openings(name)]
+        wanted = {(n, f"seed-{s}", m) for n in opened for s in self.seeds for m in self.models}
+        if (new := sorted(wanted - known)) and not again:
+            name = new[0][0]
             raise InputError(
-                f"The test split was already opened {record['evaluations']} time(s) in {self.out}, and"
-                f" {' '.join(new[0])} is new: a choice made after seeing it is no honest one; use --no-test, another"
-                " --out, or --again to open it once more (it is counted)."
+                f"The test split of {name} was already opened {self.openings(name)} time(s) in {self.out}, and"
+                f" {' '.join(new[0])} is new: a choice made after seeing it is no honest one; use another --out, or"
+                " --again to open it once more (it is counted)."
             )
 
     def check_closed(self) -> None:
-        """InputError where the test split was opened: tables of the validation split would hide that."""
-        if opened := self._record()["evaluations"]:
-            raise InputError(f"The test split was already opened {opened} time(s) in {self.out}; leave --no-test out.")
+        """InputError where a test split was opened: tables of the validation split would hide that."""
+        for name in self.stores:
+            if opened := self.openings(name):
+                raise InputError(
+                    f"The test split of {name} was already opened {opened} time(s) in {self.out}; leave --no-test out."
+                )
 
     def choice_file(self, name: str, model: str) -> Path:
         """Where the frozen choice of a system's configuration lies."""
@@ -125,12 +135,8 @@ class Benchmark:
 
     def _record(self) -> dict[str, Any]:
         file = self.out / "test.json"
-        found: dict[str, Any] = read_json(file) if file.is_file() else {"evaluations": 0, "cells": []}
+        found: dict[str, Any] = read_json(file) if file.is_file() else {"evaluations": {}, "cells": []}
         return found
-
-    def _unseen(self, cells: list[str]) -> list[str]:
-        known = set(self._record()["cells"])
-        return [cell for cell in cells if cell not in known]
 
 
 def _tried(unit: Unit) -> dict[str, Any]:
