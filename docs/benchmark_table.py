@@ -1,10 +1,11 @@
-"""Write the figures of docs/benchmark.md from docs/paper_tables.json and results/benchmark/**/benchmark.json, and
-results/benchmark/scarcity.svg: no number of ours there is typed by hand.
+"""Write the figures of docs/benchmark.md from docs/paper_tables.json, results/benchmark/**/benchmark.json and
+results/benchmark/trials.csv, and results/benchmark/scarcity.svg: no number of ours there is typed by hand.
 
     python docs/benchmark_table.py            rewrite them
     python docs/benchmark_table.py --check    exit 1 where they are out of date
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "benchmark.md", ROOT / "results" / "benchmark"
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
 FILE, SCARCITY = "benchmark.json", "scarcity.svg"
-BEGIN, END = "<!-- figures: docs/benchmark_table.py -->", "<!-- end of figures -->"
+BLOCKS = ("figures", "trials")
 NOTHING = "There is no result in results/benchmark/ yet: the columns of ours are still to come."
 
 
@@ -42,6 +43,24 @@ def section(results: Path) -> str:
         if (folder / "benchmark.svg").is_file():
             parts.append(f"![macro-F1 of every system, {name}](../results/benchmark/{name}/benchmark.svg)")
     return "\n\n".join(parts)
+
+
+def trials(results: Path) -> str:
+    """A row per trial, a column per data set: validation macro-F1, in brackets cross-entropy; steps of step 1 and 2."""
+    with (results / "trials.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sets = list(dict.fromkeys(row["data"] for row in rows))
+    lines = ["| trial | settings | " + " | ".join(sets) + " |", "| --- | --- |" + " --- |" * len(sets)]
+    for trial in dict.fromkeys(row["trial"] for row in rows):
+        tried = {row["data"]: row for row in rows if row["trial"] == trial}
+        cells = [_trial(tried[name]) if name in tried else "" for name in sets]
+        lines.append(f"| {trial} | {next(iter(tried.values()))['settings']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _trial(row: dict[str, str]) -> str:
+    steps = " + ".join(filter(None, (row["steps_step1"], row["steps_step2"])))
+    return f"{float(row['macro_f1']):.3f} ({float(row['cross_entropy']):.2f}), {steps} steps"
 
 
 def is_scarce(found: dict[str, Any]) -> bool:
@@ -113,9 +132,11 @@ def _paper(figures: dict[str, float] | None) -> str:
 
 def main() -> None:
     """Rewrite or check the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    fresh = f"{before}{BEGIN}\n{section(RESULTS)}\n{END}{rest.split(END)[1]}"
+    text = fresh = PAGE.read_text(encoding="utf-8")
+    for name, made in zip(BLOCKS, (section(RESULTS), trials(RESULTS)), strict=True):
+        begin, end = f"<!-- {name}: docs/benchmark_table.py -->", f"<!-- end of {name} -->"
+        before, rest = fresh.split(begin)
+        fresh = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
     if "--check" in sys.argv:
         sys.exit(0 if fresh == text else "docs/benchmark.md is out of date: run python docs/benchmark_table.py")
     PAGE.write_text(fresh, encoding="utf-8")
