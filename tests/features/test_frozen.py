@@ -1,6 +1,9 @@
 """Taps of the frozen model, and the cache of its features."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -64,7 +67,33 @@ def test_a_cache_is_complete_or_absent(data: ImageData, tmp_path: Path, monkeypa
     with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="killed"):
         patched.setattr("dcube.features.frozen.block_maps", fails)
         FeatureCache(frozen, data, data.indices("train"), T, True, tmp_path)
-    assert calls and not list(tmp_path.iterdir())
+    assert calls and not [file for file in tmp_path.iterdir() if file.suffix == ".f16"]
+
+
+def test_of_two_processes_one_makes_the_cache(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other waits for it: it neither fills one of its own nor removes what the first has begun."""
+    frozen, fill, begun, filled = FrozenFeatures(tiny_diffusion(), [1], "clean", 4), FeatureCache._fill, Event(), []
+
+    def slowly(cache: FeatureCache, path: Path, *rest: Any) -> None:
+        path.write_bytes(b"begun")
+        begun.set()
+        time.sleep(0.3)  # in which the other arrives
+        assert path.exists()
+        filled.append(path)
+        fill(cache, path, *rest)
+
+    def make() -> FeatureCache:
+        return FeatureCache(frozen, data, data.indices("train"), T, True, tmp_path)
+
+    monkeypatch.setattr(FeatureCache, "_fill", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(make)
+        assert begun.wait(10)
+        second = make()
+        np.testing.assert_array_equal(first.result().values, second.values)
+    assert len(filled) == 1
 
 
 @pytest.mark.parametrize("backbone", ["unet", "uvit"])

@@ -76,6 +76,10 @@ def test_selection_of_a_model(data: ImageData) -> None:
     assert [block["name"] for block in found["blocks"]] == list(diffusion.model.blocks)
     assert [block["index"] for block in found["blocks"]] == list(range(5))
     assert [block["n"] for block in found["blocks"]] == [8, 16, 16, 16, 8]
+    for weight in (0.0, 1.0):
+        config = tiny_experiment(diffusion={"contrastive": {"weight": weight}}).diffusion
+        told = select_blocks(tiny_diffusion(config=config), data, settings, seed=0)["labels_told"]
+        assert told is (weight > 0)
 
 
 def test_only_training_images_are_looked_at(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:

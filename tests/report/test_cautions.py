@@ -59,4 +59,7 @@ def test_how_blocks_were_chosen_and_synthetic_data_are_said() -> None:
     selection = {"rule": "k least Gaussian", "alpha": 0.05, "selected": [1, 2, 3]}
     assert "the 3 least Gaussian ones" in run_warnings(None, selection, None)[0]
     assert "rule: forced" in run_warnings(None, selection | {"rule": "forced"}, None)[0]
+    probed = selection | {"rule": "best probe inside train"}
+    assert not run_warnings(None, probed | {"labels_told": False}, None)
+    assert "learnt those patients by heart" in run_warnings(None, probed | {"labels_told": True}, None)[0]
     assert "synthetic" in run_warnings(None, None, {"name": "phantom:patients=3"})[0]

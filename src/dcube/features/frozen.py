@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
@@ -97,10 +98,11 @@ class FeatureCache:
         key = digest([FORMAT, frozen.name(), data.store.key, indices.tolist(), timesteps, flips])
         path = directory / f"features-{key}.f16"
         shape = (len(indices), 1 + flips, len(timesteps), sum(self.sizes))
-        if not path.exists():
-            for left_over in directory.glob(".features-*.tmp.f16"):  # of a process that was killed; they can be large
-                left_over.unlink()
-            atomic_write(path, lambda temporary: self._fill(temporary, shape, frozen, data, indices))
+        with FileLock(directory / ".features.lock"):  # of several processes of a training one makes it, the others wait
+            if not path.exists():
+                for left_over in directory.glob(".features-*.tmp.f16"):  # of a killed process; they can be large
+                    left_over.unlink()
+                atomic_write(path, lambda temporary: self._fill(temporary, shape, frozen, data, indices))
         self.values = np.memmap(path, dtype=np.float16, mode="r", shape=shape)
         self.on_card = _on_card(self.values, frozen.diffusion.device)
 

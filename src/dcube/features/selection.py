@@ -66,7 +66,8 @@ def select_blocks(diffusion: Diffusion, data: ImageData, config: FeaturesConfig,
     """Figure 2 for this model: test every block on training images, x_0 with one t. Returns `selection.json`.
 
     With select="probe" the `top_k` blocks are those whose linear probes are best by folds inside the training split;
-    the test is made all the same, and stands beside the probes.
+    the test is made all the same, and stands beside the probes. Such probes promise more than they keep where a term of
+    step 1 was told the labels of those images (`labels_told`; docs/step1.md).
     """
     features = sample_features(diffusion, data, config, seed)
     selector = GaussianitySelector(config.alpha, config.top_k, config.reading, config.select, config.blocks)
@@ -79,7 +80,8 @@ def select_blocks(diffusion: Diffusion, data: ImageData, config: FeaturesConfig,
         selector.rule_, selector.selected_ = "best probe inside train", sorted(best.tolist())
     return {
         "reading": config.reading, "timestep": config.timestep, "images": len(next(iter(features.values()))),
-        "alpha": config.alpha, "rule": selector.rule_, "selected": selector.selected_, "blocks": selector.results_,
+        "labels_told": diffusion.config.contrastive.weight > 0, "alpha": config.alpha, "rule": selector.rule_,
+        "selected": selector.selected_, "blocks": selector.results_,
     }  # fmt: skip
 
 

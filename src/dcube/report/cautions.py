@@ -29,6 +29,11 @@ def run_warnings(
         )
     if selection and selection["rule"] in ("forced", "most Gaussian"):
         found.append(f"The blocks were not chosen by the test of eq. 6 (rule: {selection['rule']}).")
+    if selection and selection["rule"] == "best probe inside train" and selection.get("labels_told"):
+        found.append(
+            "The blocks were chosen by probes of training images whose labels step 1 was told (diffusion.contrastive):"
+            " a block that learnt those patients by heart looks best."
+        )
     return found
 
 
