@@ -35,7 +35,7 @@ def test_the_page_of_the_benchmark_with_and_without_results(tmp_path: Path) -> N
     names = "accuracy", "macro_precision", "macro_recall", "macro_f1", "macro_auroc", "ece"
     common = {
         "metrics": dict(zip(names, map(figure, (0.91, 0.5, 0.5, 0.82, 0.5, 0.5)), strict=True)), "minutes": 3.0,
-        "steps": 12, "minutes_step1": 0.0, "cut": 0, "parameters": 5_000_000, "milliseconds": 1.5,
+        "fewest": 12, "minutes_step1": 0.0, "cut": 0, "parameters": 5_000_000, "milliseconds": 1.5,
         "weights": "RANDOM: no network", "random": True, "configuration": "lr=0.001", "tried": [{}, {}],
     }  # fmt: skip
     failed = {"model": "vit_b16", "title": "ViT-B/16", "failed": "no"}

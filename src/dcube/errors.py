@@ -11,3 +11,7 @@ class InputError(DCubeError):
     """What was given (data, setting, folder) cannot be used as it is. Exit status 2."""
 
     exit_code = 2
+
+
+class MemoryShort(InputError):
+    """The memory does not suffice for a training with these settings."""

@@ -60,7 +60,7 @@ def test_a_short_training_warms_up_in_a_tenth_of_it() -> None:
     config = OptimizerConfig(epochs=3, warmup_steps=50)
     assert Length(100).of(config) == OptimizerConfig(steps=100, warmup_steps=10)
     assert Length(1000).of(config).warmup_steps == 50
-    assert Length(100, looks=8).look_every == 12 and Length(3).look_every == 1
+    assert Length(100, looks=8).look_every == 13 and Length(14).look_every == 2 and Length(3).look_every == 1
 
 
 def test_time_over_all_sittings(tmp_path: Path) -> None:

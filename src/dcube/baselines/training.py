@@ -63,11 +63,14 @@ class StageLoss(nn.Module):
 
 @dataclass(frozen=True)
 class TrainedSystem:
-    """The system with its chosen weights, in evaluation mode; seconds of training; steps done and planned."""
+    """The system with its chosen weights, in evaluation mode; seconds of training; steps done, in the shortest of its
+    stages, and planned.
+    """
 
     system: System
     seconds: float
     steps: int
+    fewest: int
     planned: int
 
 
@@ -106,7 +109,7 @@ def train_system(
         assert isinstance(ema, System)
         return best(step, ema, extra, predict_system(ema, data, rows, settings)[0])
 
-    steps, seconds = 0, 0.0
+    steps, seconds = [], 0.0
     for stage, length in zip(stages, lengths, strict=True):
         last, part = stage is stages[-1], directory / stage.name
         task = stage_task(system, stage, data, settings, [Hook(length.look_every, validate)] if last else [])
@@ -114,11 +117,12 @@ def train_system(
         result = train(task, config, length.steps, settings.seed, part, settings.runtime, until)
         end(part)
         system.load_state_dict(result.model.state_dict())
-        steps, seconds = steps + result.step, seconds + spent(part)
+        steps.append(result.step)
+        seconds += spent(part)
     if result.extra.get("best"):
         system.load_state_dict(load_weights(best.file)[0])
     save_weights(directory / "model.safetensors", system, metadata)
-    return TrainedSystem(system.eval(), seconds, steps, sum(length.steps for length in lengths))
+    return TrainedSystem(system.eval(), seconds, sum(steps), min(steps), sum(length.steps for length in lengths))
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """What a training may spend, in time or in epochs, and what that is in steps."""
 
+import math
 import re
 import time
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Length:
     @property
     def look_every(self) -> int:
         """Steps between validations."""
-        return max(1, round(self.steps / self.looks))
+        return math.ceil(self.steps / self.looks)
 
     def of(self, config: OptimizerConfig) -> OptimizerConfig:
         """The optimiser's configuration with this number of steps; a short training warms up in a tenth of it."""

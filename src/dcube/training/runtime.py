@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 from torch import nn
 
 from dcube.config import RuntimeConfig
-from dcube.errors import InputError
+from dcube.errors import InputError, MemoryShort
 from dcube.training.compiled import compile_parts, compiled_parts, still_compiles, try_compiled
 from dcube.training.fastest import Trial, fastest, set_attention
 from dcube.training.memory import keep_memory
@@ -213,8 +213,8 @@ def memory_advice(settings: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise InputError(f"The memory of the device does not suffice; lower {settings}.") from error
+        raise MemoryShort(f"The memory of the device does not suffice; lower {settings}.") from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
-        raise InputError(f"The memory of the machine does not suffice; lower {settings}.") from error
+        raise MemoryShort(f"The memory of the machine does not suffice; lower {settings}.") from error

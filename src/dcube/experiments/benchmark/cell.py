@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from dcube.data.dataset import ImageData
-from dcube.errors import DCubeError, InputError
+from dcube.errors import DCubeError, InputError, MemoryShort
 from dcube.experiments.benchmark import floors, joined, ours, systems
 from dcube.experiments.benchmark.field import FLOORS, STEP1, parts_of
 from dcube.experiments.benchmark.terms import Unit
 from dcube.files import read_json, write_json
 from dcube.training.best import validation_figures
+
+FAILURES = DCubeError, MemoryError, RuntimeError  # torch's are RuntimeErrors
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ def contestant(model: str) -> Contestant:
 
 def prepare(unit: Unit) -> None:
     """Before all training: what cannot be built is found now, and steps are timed."""
-    (ours if unit.model in STEP1.values() else systems).prepare(unit)
+    try:
+        (ours if unit.model in STEP1.values() else systems).prepare(unit)
+    except FAILURES as error:
+        write_json(unit.prepared, _failure(error))
     _tidy(unit.prepared.with_suffix(""))
 
 
@@ -57,12 +62,17 @@ def work(unit: Unit) -> None:
         data = unit.data()
         try:
             found = _trained(unit, data)
-        except InputError:
-            raise
-        except (DCubeError, MemoryError, RuntimeError) as error:  # torch's are RuntimeErrors
-            found = {"failed": str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"}
+        except FAILURES as error:
+            found = _failure(error)
         write_json(unit.result, found)
     _tidy(unit.directory)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """A training that failed, as its row says it; what was given wrongly is raised again."""
+    if isinstance(error, InputError) and not isinstance(error, MemoryShort):
+        raise error
+    return {"failed": str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"}
 
 
 def _tidy(directory: Path) -> None:
@@ -76,6 +86,8 @@ def _tidy(directory: Path) -> None:
 
 
 def _trained(unit: Unit, data: ImageData) -> dict[str, Any]:
+    if unit.prepared.is_file() and "failed" in (begun := read_json(unit.prepared)):
+        return {"failed": begun["failed"]}
     if unit.model in STEP1.values():
         return ours.train_step1(unit, data)
     if unit.model in STEP1 and "failed" in (begun := read_json(unit.step1.result)):
@@ -109,4 +121,4 @@ def drop_weights(unit: Unit) -> None:
 def _write(unit: Unit, split: str, probabilities: np.ndarray) -> None:
     if not np.isfinite(probabilities).all():
         raise DCubeError(f"{unit}: the probabilities are not finite.")
-    write_json(unit.predictions(split), probabilities.round(6).tolist())
+    write_json(unit.predictions(split), probabilities.tolist())

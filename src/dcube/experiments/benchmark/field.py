@@ -71,8 +71,8 @@ def configurations(model: str, settings: Experiment, recipes: str, tries: int) -
 
 
 def _ours(model: str, settings: Experiment) -> tuple[Configuration, ...]:
-    """D-Cube's own: the recipe, and without eq. 8 (each image apart, twice as many of them in a batch) or, where the
-    recipe has none, twice its learning rate; draws of noise; timesteps of the probe.
+    """D-Cube's own: the recipe, and without eq. 8 or, where the recipe has none, twice its learning rate; draws of
+    noise; timesteps of the probe.
     """
     if model == "diffusion_classifier":
         return Configuration("10 draws", draws=10), Configuration("4 draws", draws=4)
@@ -81,8 +81,7 @@ def _ours(model: str, settings: Experiment) -> tuple[Configuration, ...]:
         return Configuration("recipe"), Configuration(one.removeprefix("features."), (one,))
     classifier = settings.classifier
     if classifier.lambda_consistency:
-        batch = f"classifier.optimizer.batch_size={2 * classifier.optimizer.batch_size}"
-        return Configuration("recipe"), Configuration("without eq. 8", ("classifier.lambda_consistency=0", batch))
+        return Configuration("recipe"), Configuration("without eq. 8", ("classifier.lambda_consistency=0",))
     double = f"classifier.optimizer.lr={2 * classifier.optimizer.lr:g}"
     return Configuration("recipe"), Configuration(double.removeprefix("classifier.optimizer."), (double,))
 

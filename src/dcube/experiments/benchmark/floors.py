@@ -19,7 +19,8 @@ NO_WEIGHTS = "none"
 
 def train(unit: Unit, data: ImageData) -> dict[str, Any]:
     """What the table says of a floor: there is nothing to train."""
-    about = {"seconds": 0.0, "steps": 0, "planned": 0, "parameters": 0, "trainable": 0, "weights": NO_WEIGHTS}
+    nothing = dict.fromkeys(("seconds", "steps", "fewest", "planned", "parameters", "trainable"), 0)
+    about: dict[str, Any] = {**nothing, "weights": NO_WEIGHTS}
     if unit.model in CNN_FLOORS:
         network = _network(unit)
         about |= {"parameters": sum(p.numel() for p in network.parameters()), "weights": network.source}

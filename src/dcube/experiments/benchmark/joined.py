@@ -20,6 +20,7 @@ def train(unit: Unit, data: ImageData) -> dict[str, Any]:
             raise DCubeError(f"{part.model} failed: {row['failed']}")
     added = "seconds", "steps", "planned", "parameters", "trainable"
     sums = {name: sum(row[name] for row in found) for name in added}
+    sums["fewest"] = min((row["fewest"] for row in found if row["fewest"]), default=0)
     sums["seconds_step1"] = sum(row.get("seconds_step1", 0.0) for row in found)
     return sums | {"weights": "; ".join(dict.fromkeys(row["weights"] for row in found))}
 

@@ -59,7 +59,8 @@ def train_step1(unit: Unit, data: ImageData) -> dict[str, Any]:
     counted = parameters(diffusion.model)["parameters"]
     weights = "step 1 from scratch" + (f", imitates the CNN ({teacher.network.source})" if teacher else "")
     return {
-        "seconds": seconds, "steps": result.step, "planned": length.steps, "parameters": counted, "weights": weights,
+        "seconds": seconds, "steps": result.step, "fewest": result.step, "planned": length.steps,
+        "parameters": counted, "weights": weights,
     }  # fmt: skip
 
 
@@ -84,7 +85,8 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     read = 0 if model.reader is None else model.reader.weight.numel() + parameters(model.reader)["parameters"]
     return {
         "seconds": step1["seconds"] + seconds, "seconds_step1": step1["seconds"],
-        "steps": step1["steps"] + result.step, "planned": step1["planned"] + length.steps,
+        "steps": step1["steps"] + result.step, "fewest": min(step1["steps"], result.step),
+        "planned": step1["planned"] + length.steps,
         "parameters": trained + read, "trainable": trained,
         "weights": f"CNN {predictor.metadata['cnn_source']}; {step1['weights']}", "blocks": chosen["selected"],
     }  # fmt: skip
@@ -101,7 +103,7 @@ def predict_dcube(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.nda
 def train_use(unit: Unit, data: ImageData) -> dict[str, Any]:
     """The diffusion classifier and the probe need no training of a network but that of step 1."""
     step1, diffusion = read_json(unit.step1.result), _step1(unit)
-    about = {name: step1[name] for name in ("seconds", "steps", "planned", "parameters")}
+    about = {name: step1[name] for name in ("seconds", "steps", "fewest", "planned", "parameters")}
     about |= {"seconds_step1": step1["seconds"], "trainable": step1["parameters"], "weights": step1["weights"]}
     if unit.model == "feature_probe":
         about["blocks"] = _select(unit, data, diffusion)["selected"]

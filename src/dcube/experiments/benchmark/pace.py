@@ -56,6 +56,7 @@ def step2_pace(
     short = override(settings, [
         f"classifier.optimizer.steps={steps}", f"classifier.validate_every={epochs!r}", NO_CHECKPOINTS,
     ])  # fmt: skip
+    short = short if cached else override(short, ["features.cache_gb=0"])
     train_classifier(few, short, diffusion, blocks, directory)
     clock = _clock(directory)
     first, second, third = (clock[LOG_EVERY * i] for i in (1, 2, 3))

@@ -45,7 +45,7 @@ def rows_of_seeds(benchmark: Benchmark, split: str) -> list[dict[str, Any]]:
         row |= {name: round(value, 6) for name, value in figures.items()}
         row |= {"validation_macro_f1": round(found["validation"]["macro_f1"], 6), "minutes": found["seconds"] / 60}
         row |= {"minutes_step1": found.get("seconds_step1", 0.0) / 60}
-        row |= {name: found[name] for name in ("steps", "planned", "parameters", "trainable", "milliseconds")}
+        row |= {name: found[name] for name in ("steps", "fewest", "planned", "parameters", "trainable", "milliseconds")}
         row |= {name: found[name] for name in ("train_images", "train_rarest", "weights")}
         row |= {"configuration": found["configuration"], "configurations_tried": len(choice["tried"])}
         rows.append(row)
@@ -101,7 +101,7 @@ def _facts(units: Sequence[Unit]) -> dict[str, Any]:
         "minutes_step1": float(np.mean([row.get("seconds_step1", 0.0) for row in found])) / 60,
         "parameters": found[0]["parameters"], "milliseconds": None if None in times else float(np.mean(times)),
         "weights": weights, "random": _is_random(weights), "configuration": found[0]["configuration"],
-        "cut": sum(row["steps"] < row["planned"] for row in found), "steps": min(row["steps"] for row in found),
+        "cut": sum(row["steps"] < row["planned"] for row in found), "fewest": min(row["fewest"] for row in found),
     }  # fmt: skip
 
 

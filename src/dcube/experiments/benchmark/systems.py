@@ -67,7 +67,7 @@ def train(unit: Unit, data: ImageData) -> dict[str, Any]:
             write_json(own, read_json(measured))
     trained = train_system(system, data, unit.settings, unit.directory, lengths, {"model": unit.model})
     return {
-        "seconds": trained.seconds, "steps": trained.steps, "planned": trained.planned,
+        "seconds": trained.seconds, "steps": trained.steps, "fewest": trained.fewest, "planned": trained.planned,
         **{name: prepared[name] for name in ("parameters", "trainable", "weights")},
     }  # fmt: skip
 

@@ -14,7 +14,7 @@ HEADER = (
     "calibration error", "minutes", "parameters", "ms/image", "first weights", "configuration (of)", "McNemar p",
     "DeLong p",
 )  # fmt: skip
-FEW_STEPS = 30  # with fewer, a training has hardly begun
+FEW_STEPS = 30  # with fewer, a training (or a part of one) has hardly begun
 METRICS = ("accuracy", "macro_precision", "macro_recall", "macro_auroc", "ece")
 
 
@@ -91,7 +91,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         return [row["title"], f"failed: {row['failed']}", *[""] * (len(HEADER) - 2)]
     metrics = [_interval(row["metrics"][name]) for name in METRICS]
     step1 = f" ({row['minutes_step1']:.1f})" if row["minutes_step1"] else ""
-    few = f", only {row['steps']} steps" if 0 < row["steps"] < FEW_STEPS else ""
+    few = f", only {row['fewest']} steps" if 0 < row["fewest"] < FEW_STEPS else ""
     cut = f", {row['cut']} cut by the clock" if row["cut"] else ""
     why = row["weights"].removeprefix("RANDOM: ")
     weights = f"**RANDOM**{f': {why}' if why != 'random' else ''}" if row["random"] else row["weights"]
