@@ -13,14 +13,16 @@ PAPER = {  # recipe: epochs of step 1, epochs of step 2, lambda_1
 }
 
 
-def test_recipes_are_the_five_of_the_contract() -> None:
-    assert recipe_names() == ["breast-mri", "covid-xray", "demo", "pancreas-ct", "small"]
+def test_recipes_are_those_of_the_contract_and_a_quick_one() -> None:
+    assert recipe_names() == ["breast-mri", "covid-xray", "demo", "pancreas-ct", "quick", "small"]
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_recipe_is_valid_and_survives_a_round_trip(name: str) -> None:
     experiment = load_experiment(name)
     assert experiment.recipe == name
+    if (trained := experiment.features.timesteps) is not None:  # a head is not asked of timesteps that it never saw
+        assert {*experiment.features.eval_timesteps} <= {*trained}
     again = parse_experiment(experiment.model_dump(mode="json"))
     assert changed_settings(experiment, again) == []
 

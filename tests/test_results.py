@@ -36,13 +36,13 @@ def test_the_page_of_the_benchmark_with_and_without_results(tmp_path: Path) -> N
     common = {
         "metrics": dict(zip(names, map(figure, (0.91, 0.5, 0.5, 0.82, 0.5, 0.5)), strict=True)), "minutes": 3.0,
         "fewest": 12, "minutes_step1": 0.0, "cut": 0, "parameters": 5_000_000, "milliseconds": 1.5,
-        "weights": "RANDOM: no network", "random": True, "configuration": "lr=0.001", "tried": [{}, {}],
+        "weights": "RANDOM: no network", "random": True, "configuration": "lr=0.001", "tried": [{}, {}], "tuned_on": 0,
     }  # fmt: skip
-    failed = {"model": "vit_b16", "title": "ViT-B/16", "failed": "no"}
+    failed = {"model": "vit_b16", "title": "ViT-B/16", "failed": "no", "tuned_on": 0}
     rows = [{"model": "vit_ti16", "title": "ViT-Ti/16", **common}, failed]
     found = {
-        "split": "test", "n": 9, "groups": 7, "train_images": [28, 30], "train_rarest": [3, 3], "reference": None,
-        "systems": rows,
+        "split": "test", "openings": 1, "n": 9, "groups": 7, "train_images": [28, 30], "train_rarest": [3, 3],
+        "reference": None, "systems": rows,
     }  # fmt: skip
     plan = {
         "settings": {"diffusion": {"image_size": 64}}, "seeds": [0], "budget": "3 min", "recipes": "equal", "tries": 2,

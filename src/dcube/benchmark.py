@@ -101,10 +101,10 @@ def make_terms(
 ) -> Terms:  # fmt: skip
     """The terms of a benchmark from what a person gives; InputError in one sentence for what is wrong.
 
-    size: pixels that every system sees, D-Cube's CNN included; None: the recipe's `diffusion.image_size`. budget: of a
-    cell, as `Budget.parse` reads it; None: 3 minutes, or the epochs of table IX with recipes "paper". weights:
-    "NAME=FILE", "NAME=WORD" or "WORD" for all networks, with the words of `baselines.create`. tries: None for all that
-    are declared.
+    size: pixels that every system sees, D-Cube's CNN included; None: the recipe's `diffusion.image_size`. budget:
+    of a cell, as `Budget.parse` reads it; None: 3 minutes, or the epochs of table IX with recipes "paper". weights:
+    "NAME=FILE", "NAME=WORD" or "WORD" for all networks and D-Cube's CNN, with the words of `baselines.create`.
+    tries: None for all that are declared.
     """
     settings = load_experiment(recipe, list(overrides))
     size = size or settings.diffusion.image_size
@@ -115,7 +115,9 @@ def make_terms(
         if any(change.startswith(f"{name}=") for change in overrides) and side != size:
             raise InputError(f"Every system sees images of the same size, D-Cube's CNNs too; give --size, not {name}.")
     same = [f"diffusion.image_size={size}", *(f"{name}={size}" for name in own)]
-    settings = load_experiment(recipe, [*ALIKE, *overrides, *same])
+    asked = tuple(map(_weights, weights))
+    own_cnn = [f"classifier.cnn_weights={word}" for name, word in asked if not name]  # of D-Cube and the floors too
+    settings = load_experiment(recipe, [*ALIKE, *own_cnn, *overrides, *same])
     if settings.diffusion.augmentation.probability:
         raise InputError("A benchmark changes images alike for all systems: leave diffusion.augmentation out.")
     if settings.data.balance == "weights":
@@ -131,7 +133,7 @@ def make_terms(
     return Terms(
         settings, recipes, Budget.parse(budget or DEFAULT_BUDGET) if budget or recipes == "equal" else None,
         None if long is None else Budget.parse(long, "--long"), step1_share, tries, share, rarest,
-        tuple(map(_weights, weights)),
+        asked,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import pytest
 from benchmark_child import MODELS, SIZE, benchmark_of, predictions
 
 from dcube.data.dataset import ImageData
-from dcube.errors import DCubeError, InputError
+from dcube.errors import DCubeError, InputError, MemoryShort
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.benchmark import cell
 from dcube.experiments.benchmark.field import MOST_TRIES, STEP1, title
@@ -147,7 +147,7 @@ def test_the_table_says_what_the_cells_say(done: tuple[Benchmark, dict[str, Look
     plan = held.terms.described() | {"seeds": [0, 1], "test_evaluations": 1, "machine": "a machine"}
     text = as_markdown(summary, plan)
     assert text.count("**RANDOM**") >= 3 and "2 epochs each" in text and f"{max(values):.3f}" in text
-    assert "test split (opened 1 time(s)" in text and "(2)" in text
+    assert "test split, opened 1 time(s)" in text and "tried on seed 0" in text and "(2)" in text
     header, *lines = as_csv(rows).splitlines()
     assert "milliseconds" in header and "configurations_tried" in header and len(lines) == len(rows)
     assert field_figure(summary["sets"]).count("<svg") == 1
@@ -217,6 +217,51 @@ def test_a_failed_training_is_a_result(
     text = as_markdown(summary, held.terms.described() | {"seeds": [0], "test_evaluations": 1, "machine": "a machine"})
     assert "failed: The loss is not finite." in text
     assert {row["model"]: row.get("failed") for row in rows_of_seeds(held, "test")}["test_vit"]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "train"])
+def test_memory_that_does_not_suffice_is_a_row_too(
+    many: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """Whether the timed steps or the training run out of it; what was given wrongly still ends the benchmark."""
+    real = {"prepare": cell.systems.prepare, "train": cell.NETWORK.train}
+
+    def greedy(error: Exception) -> Any:
+        def call(unit: Any, *rest: Any) -> Any:
+            if unit.model == "test_vit":
+                raise error
+            return real[stage](unit, *rest)
+
+        return call
+
+    def replace(error: Exception) -> None:
+        if stage == "prepare":
+            monkeypatch.setattr(cell.systems, "prepare", greedy(error))
+        else:
+            monkeypatch.setattr(cell, "NETWORK", cell.Contestant(greedy(error), cell.NETWORK.predict))
+
+    replace(MemoryShort("The memory of the machine does not suffice; lower it."))
+    held = benchmark_of(many.store.directory, tmp_path / "short", ("test_resnet", "test_vit"), (0,))
+    held.train()
+    held.open_test(again=False)
+    rows = {row["model"]: row for row in summarise(held, "test")["sets"]["tiny"]["systems"]}
+    assert "does not suffice" in rows["test_vit"]["failed"] and "metrics" in rows["test_resnet"]
+    replace(InputError("There is no such file."))
+    with pytest.raises(InputError, match="no such file"):
+        benchmark_of(many.store.directory, tmp_path / "wrong", ("test_vit",), (0,)).train()
+
+
+def test_a_part_of_few_steps_is_told(done: tuple[Benchmark, dict[str, Looks]]) -> None:
+    """D-Cube's shorter step counts, not the sum of both."""
+    held, _ = done
+    for unit in held.cells():
+        found = read_json(unit.result)
+        one = read_json(unit.step1.result)["steps"] if unit.model in STEP1 else 0
+        assert found["fewest"] == (min(one, found["steps"] - one) if unit.model == "dcube" else found["steps"]), unit
+    text = as_markdown(summarise(held, "test"), held.terms.described() | {
+        "seeds": [0, 1], "test_evaluations": 1, "machine": "a machine",
+    })  # fmt: skip
+    assert "steps" in next(line for line in text.splitlines() if line.startswith("| **D-Cube** |"))
 
 
 def test_a_budget_of_time(many: ImageData, tmp_path: Path) -> None:

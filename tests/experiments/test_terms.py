@@ -34,6 +34,14 @@ def test_the_recipe_s_own_extras_are_not_for_d_cube_alone() -> None:
         make_terms(overrides=["diffusion.augmentation.probability=0.1", "diffusion.align.weight=0"])
 
 
+def test_one_word_for_the_first_weights_of_all() -> None:
+    """Also of D-Cube's CNN and of the floors that read it; a setting of one's own wins."""
+    assert make_terms(weights=["none"]).settings.classifier.cnn_weights == "none"
+    assert make_terms(weights=["resnet18=none"]).settings.classifier.cnn_weights == "auto"
+    own = make_terms("small", ["classifier.cnn_weights=offline"], weights=["none"])
+    assert own.settings.classifier.cnn_weights == "offline"
+
+
 def test_a_short_budget_goes_without_a_cache() -> None:
     """A cache holds every timestep of every image; a step needs one."""
     assert not cache_pays(passes=399, images=100, timesteps=4) and not cache_pays(400, 100, 4)

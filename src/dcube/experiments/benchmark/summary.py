@@ -19,13 +19,14 @@ REFERENCE = "dcube"
 
 
 def summarise(benchmark: Benchmark, split: str) -> dict[str, Any]:
-    """{"sets": {name: {"n", "groups", "classes", "train_images", "train_rarest", "reference",
-    "systems": [row]}}, "ranks": ...}.
+    """{"sets": {name: {"split", "openings" (of its test split), "n", "groups", "classes", "train_images",
+    "train_rarest", "reference", "systems": [row]}}, "ranks": ...}.
 
-    A row: model, title, metrics {name: M} (mean over the seeds, interval by bootstrap over groups), minutes (and those
-    of step 1), parameters, milliseconds, weights, random (no pretrained ones), configuration, tried, and against the
-    reference (D-Cube, or else the first system) `difference` of macro-F1, `mcnemar` and `delong` on one prediction per
-    group; `failed` instead where a training failed. Rows are ordered by macro-F1.
+    A row: model, title, tuned_on (the seed of its choice), metrics {name: M} (mean over the seeds, interval by
+    bootstrap over groups), minutes (and those of step 1), parameters, milliseconds, weights, random (no pretrained
+    ones), configuration, tried, and against the reference (D-Cube, or else the first system) `difference` of
+    macro-F1, `mcnemar` and `delong` on one prediction per group; `failed` instead where a training failed. Rows are
+    ordered by macro-F1.
     """
     sets = {name: _set(benchmark, name, split) for name in benchmark.stores}
     return {"sets": sets, "ranks": _ranks(list(sets.values()))}
@@ -65,7 +66,8 @@ def _set(benchmark: Benchmark, name: str, split: str) -> dict[str, Any]:
     for model in benchmark.models:
         own = [unit for unit in units if unit.model == model]
         choice = read_json(benchmark.choice_file(name, model))
-        row = {"model": model, "title": title(model), "tried": choice["tried"], "seeds": list(benchmark.seeds)}
+        row = {"model": model, "title": title(model), "tried": choice["tried"], "tuned_on": choice["seed"]}
+        row["seeds"] = list(benchmark.seeds)
         if not held[model]:
             reasons = [found["failed"] for unit in own if "failed" in (found := read_json(unit.result))]
             systems.append(row | {"failed": reasons[0]})
@@ -79,7 +81,8 @@ def _set(benchmark: Benchmark, name: str, split: str) -> dict[str, Any]:
     cells = [found for unit in units if "failed" not in (found := read_json(unit.result))]
     left = {name: sorted({found[name] for found in cells}) for name in ("train_images", "train_rarest")}
     return {
-        "split": split, "n": len(rows), "groups": len(set(groups.tolist())), "classes": data.classes,
+        "split": split, "openings": benchmark.openings(name), "n": len(rows), "groups": len(set(groups.tolist())),
+        "classes": data.classes,
         **{name: [counts[0], counts[-1]] if counts else None for name, counts in left.items()},  # over the seeds
         "reference": reference, "systems": systems,
     }  # fmt: skip

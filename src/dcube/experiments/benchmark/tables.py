@@ -40,11 +40,12 @@ def as_markdown(summary: dict[str, Any], plan: dict[str, Any]) -> str:
 def how(plan: dict[str, Any], summary: dict[str, Any]) -> str:
     """What a reader must know of the terms."""
     size, seeds = plan["settings"]["diffusion"]["image_size"], plan["seeds"]
+    tuned = sorted({row["tuned_on"] for found in summary["sets"].values() for row in found["systems"]})
     budget = f"{plan['budget']} each" if plan["budget"] else "the epochs of table IX each"
     if plan["recipes"] == "equal":
         tuning = (
-            f"AdamW; {plan['tries']} configuration(s) of each system tried on seed {seeds[0]}, the best by validation"
-            " macro-F1 kept for all seeds"
+            f"AdamW; {plan['tries']} configuration(s) of each system tried on seed {' or '.join(map(str, tuned))}, the"
+            " best by validation macro-F1 kept for all seeds"
         )
     else:
         tuning = "optimiser, learning rate and weight decay of the paper's table IX (nearest row where there is none)"
@@ -73,7 +74,8 @@ def table(found: dict[str, Any]) -> str:
     """Markdown table of one data set; a difference in bold where its interval excludes 0."""
     reference = title(found["reference"]) if found["reference"] else "reference"
     head = [text.format(reference=reference) for text in HEADER]
-    images = f"{found['n']} images, {found['groups']} groups ({found['split']})"
+    looks = f" split, opened {found['openings']} time(s)" if found["split"] == "test" else ""
+    images = f"{found['n']} images, {found['groups']} groups ({found['split']}{looks})"
     lines = [
         f"{images}; {_range(found['train_images'])} training images.", "",
         "| " + " | ".join(head) + " |", "| --- " * len(head) + "|",
@@ -106,7 +108,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _split(plan: dict[str, Any]) -> str:
     if plan["test_evaluations"]:
-        return f"test split (opened {plan['test_evaluations']} time(s), after all training)"
+        return "test split, opened after all training"
     return "**validation split, by which weights and configurations were chosen: too good**"
 
 
