@@ -206,4 +206,4 @@ def test_predict_refuses_another_format_before_any_work(images: Path) -> None:
 
 def test_recipes_are_listed() -> None:
     result = run("recipes")
-    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 5
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 6
