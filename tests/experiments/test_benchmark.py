@@ -13,9 +13,8 @@ import pytest
 from benchmark_child import MODELS, SIZE, benchmark_of, predictions
 
 from dcube.data.dataset import ImageData
-from dcube.errors import DCubeError, InputError, MemoryShort
+from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.benchmark import cell
 from dcube.experiments.benchmark.field import MOST_TRIES, STEP1, title
 from dcube.experiments.benchmark.run import Benchmark
 from dcube.experiments.benchmark.summary import _ranks, rows_of_seeds, summarise
@@ -193,62 +192,6 @@ def test_a_new_data_set_may_join_an_opened_benchmark(many: ImageData, tmp_path: 
     more = Benchmark({"other": many.store}, first.terms, tmp_path, ("majority", "statistics"), (0,), jobs=1)
     with pytest.raises(InputError, match="split of other was already opened 1 time"):
         more.check_test(again=False)
-
-
-def test_a_failed_training_is_a_result(
-    many: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is written down, its other configuration is chosen, and with none left the row says so."""
-    real = cell.NETWORK.train
-
-    def diverge(unit: Any, data: ImageData) -> Any:
-        if unit.model == "test_vit" or unit.configuration == 0:
-            raise DCubeError("The loss is not finite.")
-        return real(unit, data)
-
-    monkeypatch.setattr(cell, "NETWORK", cell.Contestant(diverge, cell.NETWORK.predict))
-    held = benchmark_of(many.store.directory, tmp_path, ("test_resnet", "test_vit"), (0,))
-    held.train()
-    held.open_test(again=False)
-    assert read_json(held.choice_file("tiny", "test_resnet"))["configuration"] == 1
-    summary = summarise(held, "test")
-    rows = {row["model"]: row for row in summary["sets"]["tiny"]["systems"]}
-    assert rows["test_vit"]["failed"] == "The loss is not finite." and "metrics" in rows["test_resnet"]
-    text = as_markdown(summary, held.terms.described() | {"seeds": [0], "test_evaluations": 1, "machine": "a machine"})
-    assert "failed: The loss is not finite." in text
-    assert {row["model"]: row.get("failed") for row in rows_of_seeds(held, "test")}["test_vit"]
-
-
-@pytest.mark.parametrize("stage", ["prepare", "train"])
-def test_memory_that_does_not_suffice_is_a_row_too(
-    many: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
-) -> None:
-    """Whether the timed steps or the training run out of it; what was given wrongly still ends the benchmark."""
-    real = {"prepare": cell.systems.prepare, "train": cell.NETWORK.train}
-
-    def greedy(error: Exception) -> Any:
-        def call(unit: Any, *rest: Any) -> Any:
-            if unit.model == "test_vit":
-                raise error
-            return real[stage](unit, *rest)
-
-        return call
-
-    def replace(error: Exception) -> None:
-        if stage == "prepare":
-            monkeypatch.setattr(cell.systems, "prepare", greedy(error))
-        else:
-            monkeypatch.setattr(cell, "NETWORK", cell.Contestant(greedy(error), cell.NETWORK.predict))
-
-    replace(MemoryShort("The memory of the machine does not suffice; lower it."))
-    held = benchmark_of(many.store.directory, tmp_path / "short", ("test_resnet", "test_vit"), (0,))
-    held.train()
-    held.open_test(again=False)
-    rows = {row["model"]: row for row in summarise(held, "test")["sets"]["tiny"]["systems"]}
-    assert "does not suffice" in rows["test_vit"]["failed"] and "metrics" in rows["test_resnet"]
-    replace(InputError("There is no such file."))
-    with pytest.raises(InputError, match="no such file"):
-        benchmark_of(many.store.directory, tmp_path / "wrong", ("test_vit",), (0,)).train()
 
 
 def test_a_part_of_few_steps_is_told(done: tuple[Benchmark, dict[str, Looks]]) -> None:
