@@ -46,21 +46,24 @@ def section(results: Path) -> str:
 
 
 def trials(results: Path) -> str:
-    """A row per trial, a column per data set: validation macro-F1, in brackets cross-entropy; steps of step 1 and 2."""
+    """A row per trial, a column per data set: validation macro-F1, in brackets cross-entropy; steps of step 1 and 2;
+    the largest cycle term of the log where there was one.
+    """
     with (results / "trials.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     sets = list(dict.fromkeys(row["data"] for row in rows))
-    lines = ["| trial | settings | " + " | ".join(sets) + " |", "| --- | --- |" + " --- |" * len(sets)]
+    lines = ["| trial | options | " + " | ".join(sets) + " |", "| --- | --- |" + " --- |" * len(sets)]
     for trial in dict.fromkeys(row["trial"] for row in rows):
         tried = {row["data"]: row for row in rows if row["trial"] == trial}
         cells = [_trial(tried[name]) if name in tried else "" for name in sets]
-        lines.append(f"| {trial} | {next(iter(tried.values()))['settings']} | " + " | ".join(cells) + " |")
+        lines.append(f"| {trial} | {next(iter(tried.values()))['options']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def _trial(row: dict[str, str]) -> str:
     steps = " + ".join(filter(None, (row["steps_step1"], row["steps_step2"])))
-    return f"{float(row['macro_f1']):.3f} ({float(row['cross_entropy']):.2f}), {steps} steps"
+    cycle = f", cycle {row['cycle_most']}" if row["cycle_most"] else ""
+    return f"{float(row['macro_f1']):.3f} ({float(row['cross_entropy']):.2f}), {steps} steps{cycle}"
 
 
 def is_scarce(found: dict[str, Any]) -> bool:

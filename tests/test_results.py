@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dcube.benchmark import check_models_of, make_terms
 from dcube.report.studies import scarcity_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -18,6 +20,18 @@ DOCS = Path(__file__).parent.parent / "docs"
 def test_the_tables_are_the_ones_that_the_scripts_make(script: str) -> None:
     result = subprocess.run([sys.executable, str(DOCS / script), "--check"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+def test_the_commands_of_the_trials_are_ones_that_the_program_takes() -> None:
+    script = [sys.executable, str(DOCS / "benchmark_trials.py")]
+    lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)
+        options = dict(zip(words, words[1:], strict=False))
+        overrides = [value for key, value in zip(words, words[1:], strict=False) if key == "--set"]
+        terms = make_terms("small", overrides, size=int(options["--size"]), budget=options["--budget"])
+        assert check_models_of([options["--models"]], terms) and terms.tries > int(options["--tries"])
 
 
 def figure(value: float) -> dict[str, Any]:

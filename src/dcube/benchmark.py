@@ -132,8 +132,7 @@ def make_terms(
         raise InputError(f"--tries {tries}: {MOST_TRIES} configurations are declared for every system; use 1 or more.")
     return Terms(
         settings, recipes, Budget.parse(budget or DEFAULT_BUDGET) if budget or recipes == "equal" else None,
-        None if long is None else Budget.parse(long, "--long"), step1_share, tries, share, rarest,
-        asked,
+        None if long is None else Budget.parse(long, "--long"), step1_share, tries, share, rarest, asked,
     )  # fmt: skip
 
 

@@ -13,5 +13,5 @@ class InputError(DCubeError):
     exit_code = 2
 
 
-class MemoryShort(InputError):
-    """The memory does not suffice for a training with these settings."""
+class MemoryShort(DCubeError):
+    """The memory does not suffice for a training with these settings. Exit status 1."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from benchmark_child import benchmark_of
 
+from dcube.benchmark import _check_weights
 from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError, MemoryShort
 from dcube.experiments.benchmark import cell
@@ -68,6 +69,7 @@ def test_memory_that_does_not_suffice_is_a_row_too(
     replace(MemoryShort("The memory of the machine does not suffice; lower it."))
     held = benchmark_of(many.store.directory, tmp_path / "short", ("test_resnet", "test_vit"), (0,))
     held.train()
+    _check_weights(held)  # as the command does when it is repeated
     held.open_test(again=False)
     rows = {row["model"]: row for row in summarise(held, "test")["sets"]["tiny"]["systems"]}
     assert "does not suffice" in rows["test_vit"]["failed"] and "metrics" in rows["test_resnet"]

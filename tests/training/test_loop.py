@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dcube.config import OptimizerConfig, RuntimeConfig
-from dcube.errors import DCubeError, InputError
+from dcube.errors import DCubeError, InputError, MemoryShort
 from dcube.training.log import Log, read_log
 from dcube.training.loop import Hook, Task, learning_rate, make_optimizer, train
 from dcube.training.runtime import Runtime, check_device, memory_advice
@@ -223,7 +223,7 @@ def test_a_training_keeps_its_dtype(run: Path, monkeypatch: pytest.MonkeyPatch) 
     [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
 def test_out_of_memory_names_the_settings(error: Exception) -> None:
-    with pytest.raises(InputError, match="lower a.batch_size"), memory_advice("a.batch_size"):
+    with pytest.raises(MemoryShort, match="lower a.batch_size"), memory_advice("a.batch_size"):
         raise error
 
 

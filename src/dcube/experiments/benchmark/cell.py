@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dcube.data.dataset import ImageData
-from dcube.errors import DCubeError, InputError, MemoryShort
+from dcube.errors import DCubeError, InputError
 from dcube.experiments.benchmark import floors, joined, ours, systems
 from dcube.experiments.benchmark.field import FLOORS, STEP1, parts_of
 from dcube.experiments.benchmark.terms import Unit
@@ -52,7 +52,7 @@ def prepare(unit: Unit) -> None:
     try:
         (ours if unit.model in STEP1.values() else systems).prepare(unit)
     except FAILURES as error:
-        write_json(unit.prepared, _failure(error))
+        write_json(unit.prepared, {"asked": list(unit.weights)} | _failure(error))
     _tidy(unit.prepared.with_suffix(""))
 
 
@@ -70,7 +70,7 @@ def work(unit: Unit) -> None:
 
 def _failure(error: Exception) -> dict[str, Any]:
     """A training that failed, as its row says it; what was given wrongly is raised again."""
-    if isinstance(error, InputError) and not isinstance(error, MemoryShort):
+    if isinstance(error, InputError):
         raise error
     return {"failed": str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"}
 
