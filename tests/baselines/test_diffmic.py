@@ -1,9 +1,12 @@
 """DiffMIC against the closed form of its chain, and its guidance against planted saliency."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from dcube.baselines import diffmic, guidance
@@ -16,8 +19,11 @@ ALPHA = Schedule().alpha
 BARS = Schedule().alpha_bar
 
 
+SIZES: dict[str, Any] = {"width": 16, "steps": 20, "draws": 4, "pretraining": 0.3}
+
+
 def small(spread: float = 0.0) -> diffmic.DiffMIC:
-    build = diffmic.diffmic("test_resnet", "test_resnet", width=16, steps=20, draws=4, pretraining=0.3, spread=spread)
+    build = diffmic.diffmic("test_resnet", "test_resnet", spread=spread, **SIZES)
     system, _ = build(Request(3, 32, "none"))
     assert isinstance(system, diffmic.DiffMIC)
     return system
@@ -196,3 +202,16 @@ def test_at_the_size_of_the_paper_six_crops_of_32_px() -> None:
     images = torch.rand(1, 1, 224, 224)
     crops = system.cut(images, saliency)
     assert crops.shape == (1, 6, 1, 32, 32) and torch.equal(crops[0, 0], images[0, :, 96:128, 192:224])
+
+
+def test_encoder_may_begin_as_the_guidance_does(tmp_path: Path) -> None:
+    """With the weights of the request, in parameters of its own; the table says so."""
+    file = tmp_path / "weights.safetensors"
+    save_file(guidance.backbone("test_resnet", Request(3, 32, "none")).cnn.state_dict(), file)
+    system, said = diffmic.diffmic("test_resnet", **SIZES)(Request(3, 32, "none", file))
+    assert isinstance(system, diffmic.DiffMIC)
+    assert said == "guidance file weights.safetensors; encoder file weights.safetensors"
+    for theirs, ours in zip(system.guidance.coarse.parameters(), system.denoiser.encoder.parameters(), strict=True):
+        assert theirs is not ours and torch.equal(theirs, ours)
+    system, said = diffmic.diffmic("test_resnet", "test_resnet", **SIZES)(Request(3, 32, "none", file))
+    assert said == "guidance file weights.safetensors; encoder random"

@@ -218,13 +218,15 @@ class DiffMIC(System):
         return y.unflatten(0, (self.draws, -1))
 
 
-def diffmic(name: str, encoder: str, **sizes: Any) -> Builder:
-    """DiffMIC on guidance networks `name` of timm; the image encoder begins from random weights, as in the paper."""
+def diffmic(name: str, encoder: str | None = None, **sizes: Any) -> Builder:
+    """DiffMIC on guidance networks `name` of timm. encoder: the image encoder's network, whose first weights are
+    random, as in the paper; None (ours, for short trainings): a third network `name` with the guidance's first weights.
+    """
 
     def build(request: Request) -> tuple[System, str]:
         guidance = Guidance(lambda: backbone(name, request), request.num_classes)
-        network = SubNetwork(encoder, "none", request.size)
+        network = SubNetwork(encoder, "none", request.size) if encoder else backbone(name, request)
         system = DiffMIC(guidance, network, request.num_classes, **sizes)
-        return system, f"guidance {guidance.coarse.source}; encoder random"
+        return system, f"guidance {guidance.coarse.source}; encoder {'random' if encoder else network.source}"
 
     return build

@@ -75,9 +75,9 @@ SHUFFLE = torchvision_network("shufflenet_v2_x1_0")
 CVT_13 = transformers_network("Cvt", "microsoft/cvt-13")
 MIT_B0 = transformers_network("Segformer", "nvidia/mit-b0")
 PVT_TINY = transformers_network("Pvt", "Zetatech/pvt-tiny-224", sized=True)
-SMALL_CHAIN = {"width": 512, "steps": 50, "draws": 4, "pretraining": 0.3, "spread": 0.3}  # ours, for small budgets
-DIFFMIC_RESNET18 = diffmic("resnet18", "resnet18", **SMALL_CHAIN)
-DIFFMIC_LITE0 = diffmic(OFFLINE_MODEL, "resnet18", **SMALL_CHAIN)
+SMALL_CHAIN = {"width": 512, "steps": 50, "draws": 4, "pretraining": 0.6, "spread": 0.3}  # ours, for small budgets
+DIFFMIC_RESNET18 = diffmic("resnet18", **SMALL_CHAIN)
+DIFFMIC_LITE0 = diffmic(OFFLINE_MODEL, **SMALL_CHAIN)
 
 REGISTRY: dict[str, Baseline] = {
     "resnet101": Baseline("ResNet-101", timm_network("resnet101"), "He et al., CVPR 2016", NAMED, RESNET),
