@@ -1,5 +1,5 @@
-"""Write the figures of docs/benchmark.md from docs/paper_tables.json, results/benchmark/**/benchmark.json and
-results/benchmark/trials.csv, and results/benchmark/scarcity.svg: no number of ours there is typed by hand.
+"""Write the figures of docs/benchmark.md from docs/paper_tables.json, results/benchmark/**/benchmark.json, trials.csv
+and diffmic/*.csv there, and results/benchmark/scarcity.svg: no number of ours there is typed by hand.
 
     python docs/benchmark_table.py            rewrite them
     python docs/benchmark_table.py --check    exit 1 where they are out of date
@@ -9,6 +9,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from dcube.experiments.benchmark.tables import how, table
@@ -18,7 +19,13 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "benchmark.md", ROOT / "results" / "benchmark"
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
 FILE, SCARCITY = "benchmark.json", "scarcity.svg"
-BLOCKS = ("figures", "trials")
+BLOCKS = ("figures", "trials", "diffmic")
+GUIDANCE, DIFFMIC = "its guidance alone", {
+    "0.3 of the time for the guidance": "share-0.3.csv",
+    "0.6": "share-0.6.csv",
+    "0.8": "share-0.8.csv",
+    "0.6, an image encoder that begins with the guidance's weights": "share-0.6-encoder.csv",
+}
 NOTHING = "There is no result in results/benchmark/ yet: the columns of ours are still to come."
 
 
@@ -64,6 +71,23 @@ def _trial(row: dict[str, str]) -> str:
     steps = " + ".join(filter(None, (row["steps_step1"], row["steps_step2"])))
     cycle = f", cycle {row['cycle_most']}" if row["cycle_most"] else ""
     return f"{float(row['macro_f1']):.3f} ({float(row['cross_entropy']):.2f}), {steps} steps{cycle}"
+
+
+def diffmic(results: Path) -> str:
+    """Validation macro-F1 of DiffMIC's trials and of its guidance alone, by seed: a row per system and file."""
+    lines, named = [], ""
+    for title, file in DIFFMIC.items():
+        with (results / "diffmic" / file).open(encoding="utf-8", newline="") as opened:
+            rows = list(csv.DictReader(opened))
+        for model in sorted({row["model"] for row in rows}, reverse=True):
+            own = [row for row in rows if row["model"] == model]
+            f1 = [float(row["validation_macro_f1"]) for row in own]
+            steps, fewest = (round(mean(float(row[name]) for row in own)) for name in ("steps", "fewest"))
+            parts = f"{steps}, the shorter part {fewest}" if fewest < steps else str(steps)
+            name = title if model.startswith("diffmic") else GUIDANCE
+            lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in [*f1, mean(f1)])} | {parts} |")
+            named = " | ".join(f"seed {row['seed']}" for row in own)
+    return "\n".join([f"| trial | {named} | mean | steps |", "| --- " * (named.count("|") + 4) + "|", *lines])
 
 
 def is_scarce(found: dict[str, Any]) -> bool:
@@ -136,7 +160,7 @@ def _paper(figures: dict[str, float] | None) -> str:
 def main() -> None:
     """Rewrite or check the page."""
     text = fresh = PAGE.read_text(encoding="utf-8")
-    for name, made in zip(BLOCKS, (section(RESULTS), trials(RESULTS)), strict=True):
+    for name, made in zip(BLOCKS, (section(RESULTS), trials(RESULTS), diffmic(RESULTS)), strict=True):
         begin, end = f"<!-- {name}: docs/benchmark_table.py -->", f"<!-- end of {name} -->"
         before, rest = fresh.split(begin)
         fresh = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
