@@ -25,6 +25,7 @@ GUIDANCE, DIFFMIC = "its guidance alone", {
     "0.6": "share-0.6.csv",
     "0.8": "share-0.8.csv",
     "0.6, an image encoder that begins with the guidance's weights": "share-0.6-encoder.csv",
+    "the same, in the benchmark": "benchmark.csv",
 }
 NOTHING = "There is no result in results/benchmark/ yet: the columns of ours are still to come."
 
@@ -75,19 +76,22 @@ def _trial(row: dict[str, str]) -> str:
 
 def diffmic(results: Path) -> str:
     """Validation macro-F1 of DiffMIC's trials and of its guidance alone, by seed: a row per system and file."""
-    lines, named = [], ""
+    lines: dict[str, dict[str, None]] = {}  # of each data set, in order; the guidance stands in two files
+    named = ""
     for title, file in DIFFMIC.items():
         with (results / "diffmic" / file).open(encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened))
-        for model in sorted({row["model"] for row in rows}, reverse=True):
-            own = [row for row in rows if row["model"] == model]
+        for data, model in dict.fromkeys((row["data"], row["model"]) for row in reversed(rows)):
+            own = [row for row in rows if (row["data"], row["model"]) == (data, model)]
             f1 = [float(row["validation_macro_f1"]) for row in own]
             steps, fewest = (round(mean(float(row[name]) for row in own)) for name in ("steps", "fewest"))
             parts = f"{steps}, the shorter part {fewest}" if fewest < steps else str(steps)
             name = title if model.startswith("diffmic") else GUIDANCE
-            lines.append(f"| {name} | {' | '.join(f'{value:.3f}' for value in [*f1, mean(f1)])} | {parts} |")
+            line = f"| {data} | {name} | {' | '.join(f'{value:.3f}' for value in [*f1, mean(f1)])} | {parts} |"
+            lines.setdefault(data, {})[line] = None
             named = " | ".join(f"seed {row['seed']}" for row in own)
-    return "\n".join([f"| trial | {named} | mean | steps |", "| --- " * (named.count("|") + 4) + "|", *lines])
+    head = [f"| data | trial | {named} | mean | steps |", "| --- " * (named.count("|") + 5) + "|"]
+    return "\n".join([*head, *(line for part in lines.values() for line in part)])
 
 
 def is_scarce(found: dict[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dcube.baselines.backbones import Builder, Request, timm_network, torchvision_network, transformers_network
 from dcube.baselines.base import System
@@ -75,7 +75,7 @@ SHUFFLE = torchvision_network("shufflenet_v2_x1_0")
 CVT_13 = transformers_network("Cvt", "microsoft/cvt-13")
 MIT_B0 = transformers_network("Segformer", "nvidia/mit-b0")
 PVT_TINY = transformers_network("Pvt", "Zetatech/pvt-tiny-224", sized=True)
-SMALL_CHAIN = {"width": 512, "steps": 50, "draws": 4, "pretraining": 0.6, "spread": 0.3}  # ours, for small budgets
+SMALL_CHAIN: dict[str, Any] = {"width": 512, "steps": 50, "draws": 4, "pretraining": 0.6, "spread": 0.3}  # ours
 DIFFMIC_RESNET18 = diffmic("resnet18", **SMALL_CHAIN)
 DIFFMIC_LITE0 = diffmic(OFFLINE_MODEL, **SMALL_CHAIN)
 
