@@ -41,7 +41,9 @@ def fit(
     _check(Path(out), settings, folds, restart)
     if dry_run:
         from dcube.dryrun import describe_run
+        from dcube.training.team import refuse_team
 
+        refuse_team("--dry-run measures one process")
         print(describe_run(images, settings))
         return None
     store = store_of(images, settings)

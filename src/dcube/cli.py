@@ -1,6 +1,9 @@
 """The command line: each verb is a thin call of one function, imported when it runs."""
 
+import os
+import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +12,7 @@ import typer
 from dcube import studies_cli
 from dcube.console import OneSentence, check_stage, guarded, print_probe, print_result, result_table
 from dcube.options import RESTART, Data, Debug, Device, Recipe, RunFolder, Seed, Set
+from dcube.training import team
 
 app = typer.Typer(
     name="dcube",
@@ -245,8 +249,20 @@ app.command()(studies_cli.reproduce)
 
 
 def main() -> None:
-    """Entry point of the `dcube` command."""
-    app()
+    """Entry point of the `dcube` command: under torchrun, of the process that leads and of those that help it."""
+    if team.is_helper():
+        _help_out(debug="--debug" in sys.argv)
+        return
+    with team.leading():
+        app()
+
+
+@guarded
+def _help_out(debug: Debug = False) -> None:
+    from dcube import stages
+
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):  # the first process speaks
+        team.help_out(stages.help_train)
 
 
 if __name__ == "__main__":

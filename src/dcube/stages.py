@@ -2,6 +2,7 @@
 is skipped where it was done with the same inputs, and continues where it was interrupted.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,10 @@ from dcube.report.page import write_report
 from dcube.runs import Run
 from dcube.settings import check_left_out
 from dcube.tables import read_split, write_predictions
+from dcube.training.loop import Trained
 from dcube.training.order import numpy_rng
 from dcube.training.runtime import check_device, pick_device, use_threads
+from dcube.training.team import check_batch, summon
 
 LOOK = 500  # training images that say what images look like
 FLOOR_IMAGES = 5000  # training images of the floors at most: their memory must not grow with the set
@@ -50,21 +53,28 @@ def diffuse(run: Run, deadline: float | None = None) -> float:
     """
     settings, data = run.settings(), open_data(run)
     use_threads(settings.runtime)
-    config, begun_with = settings.diffusion, initial_weights(run, settings, data)
+    begun_with = initial_weights(run, settings, data)
     inputs = step1_inputs(run, settings, begun_with)
     if run.is_done("diffuse", inputs):
         return 0.0
     check_models(settings, classifier=not run.sets)
-    probe = _live_probe(settings, data) if config.probe_minutes else None
+    probe = _live_probe(settings, data) if settings.diffusion.probe_minutes else None
     run.begin("diffuse", inputs)
     write_json(run.diffusion / "init.json", begun_with)
-    _, result = train_diffusion(
-        data, settings, run.diffusion, deadline, teacher=CnnTeacher(data, settings) if config.align.weight else None,
-        unconditional=bool(run.sets), probe=probe, seen=union(data.seen, begun_with["seen"]),
-    )  # fmt: skip
+    summon("diffuse", run.path)
+    result = _train_step1(run, deadline, probe)
     if result.finished:
         run.mark_done("diffuse", inputs)
     return result.paused
+
+
+def _train_step1(run: Run, deadline: float | None = None, probe: LiveProbe | None = None) -> Trained:
+    settings, data, init = run.settings(), open_data(run), read_json(run.diffusion / "init.json")
+    return train_diffusion(
+        data, settings, run.diffusion, deadline,
+        teacher=CnnTeacher(data, settings) if settings.diffusion.align.weight else None,
+        unconditional=bool(run.sets), probe=probe, seen=union(data.seen, init["seen"]),
+    )[1]  # fmt: skip
 
 
 def _live_probe(settings: Experiment, data: ImageData) -> LiveProbe:
@@ -104,13 +114,27 @@ def classify(run: Run, deadline: float | None = None) -> Path:
         check_models(settings)
         run.begin("classify", inputs)
         print(f"classifier: class balance by {settings.data.balance}, blocks {blocks}")
-        diffusion = load_diffusion(weights, pick_device(settings.runtime.device))
-        data = open_data(run)
-        look = training_look(data.images(_some(data, LOOK, settings.seed), settings.data.size).numpy())
-        _, result = train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)
-        if result.finished:
+        summon("classify", run.path)
+        if _train_step2(run, deadline).finished:
             run.mark_done("classify", inputs)
     return run.classifier / "model.safetensors"
+
+
+def _train_step2(run: Run, deadline: float | None = None) -> Trained:
+    settings, data, blocks = run.settings(), open_data(run), read_json(run.selection)["selected"]
+    diffusion = load_diffusion(run.diffusion / "model.safetensors", pick_device(settings.runtime.device))
+    look = training_look(data.images(_some(data, LOOK, settings.seed), settings.data.size).numpy())
+    return train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)[1]
+
+
+def help_train(stage: str, run: Path) -> None:
+    """The part of a helper (training/team.py) in the training of `stage` in the run folder; ends in PartDone."""
+    held = Run(run)
+    runtime = held.settings().runtime
+    use_threads(runtime)
+    if pick_device(runtime.device).type == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    {"diffuse": _train_step1, "classify": _train_step2}[stage](held)
 
 
 def evaluate(run: Run, split: str, again: bool = False, data: str | None = None) -> dict[str, Any]:
@@ -156,8 +180,11 @@ def check_models(settings: Experiment, classifier: bool = True) -> None:
     """InputError for a device, weights, a CNN or forced blocks that are not there, before anything is removed or
     trained."""
     check_device(settings.runtime.device)
+    pairs = settings.diffusion.contrastive
+    check_batch(settings.diffusion.optimizer.batch_size, "diffusion.optimizer.batch_size", 1 + (pairs.pairs == "all"))
     if classifier:
         how = settings.classifier
+        check_batch(how.optimizer.batch_size, "classifier.optimizer.batch_size", 2)  # for batch normalisation
         network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
         if how.second_reader:
             network.end_at(how.second_reader)  # raises where there is no such map

@@ -8,6 +8,7 @@ import typer
 from dcube.console import guarded, numbers
 from dcube.errors import InputError
 from dcube.options import Again, Budget, Debug, Device, Jobs, NoTest, Recipe, Seeds, Set, Size, Weights
+from dcube.training.team import refuse_team
 
 
 @guarded
@@ -41,6 +42,7 @@ def benchmark(
         for row in field.catalogue():
             typer.echo("  ".join(f"{text:{width}}" for text, width in zip(row, LIST, strict=True)).rstrip())
         return
+    refuse_team("dcube benchmark starts processes of its own (--jobs)")
     if not data or out is None:
         raise InputError("Give DATA and --out, as in: dcube benchmark scans/ --models dcube,resnet18 --out bench.")
     terms = field.make_terms(
@@ -83,6 +85,7 @@ def reproduce(
     of_tables = {
         "--budget": budget, "--size": size, "--weights": weights, "--no-test": no_test or None, "--again": again or None
     }  # fmt: skip
+    refuse_team("dcube reproduce starts processes of its own (--jobs)")
     for option, value in (of_tables if study == "step1" else of_step1).items():
         if value is not None:
             raise InputError(f"{option} does not go with {study}; leave it out.")

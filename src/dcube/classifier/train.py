@@ -24,6 +24,7 @@ from dcube.training.loop import Hook, Task, Trained, train
 from dcube.training.order import key, torch_rng
 from dcube.training.runtime import precision
 from dcube.training.state import load_weights, save_weights
+from dcube.training.team import is_helper
 
 CHUNK = 32  # images per forward of a validation
 TRIAL_IMAGES = 4  # of the trial of the dtype
@@ -139,7 +140,9 @@ def train_classifier(
             predictor_dtype(experiment.features, diffusion.device),
         )
     )
-    read = make_reader(data, experiment, directory, diffusion.device)[0] if config.second_reader else None
+    read = None  # a helper takes it from the first checkpoint
+    if config.second_reader and not is_helper():
+        read, _ = make_reader(data, experiment, directory, diffusion.device)
     torch.manual_seed(key(experiment.seed, "classifier", "weights"))
     model = DCubeClassifier(config, len(data.classes), [shape[0] for shape in frozen.shapes])
     if model.reader is not None and read is not None:
@@ -152,7 +155,7 @@ def train_classifier(
     batches = ClassifierBatches(data, experiment, frozen, directory)
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size
     hooks = []
-    if len(data.indices("val")):
+    if len(data.indices("val")) and not is_helper():
         validation = Validation(data, experiment, predicting, directory, metadata)
         hooks = [Hook(max(1, round(config.validate_every * steps_per_epoch)), validation)]
     task = Task(
@@ -164,6 +167,7 @@ def train_classifier(
         ],
         memory_settings="classifier.optimizer.batch_size or classifier.cnn_size",
         trials=lambda: {"dtype": trial(model, config.cnn_size, data.store.normalisation.channels, frozen.shapes)},
+        unused=True,  # layers that some CNNs of timm have behind their maps
     )  # fmt: skip
     steps = config.optimizer.total_steps(len(batches.indices))
     result = train(task, config.optimizer, steps, experiment.seed, directory, experiment.runtime, deadline)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 
 from dcube.config import ContrastiveConfig
 from dcube.training.runtime import full_precision
+from dcube.training.team import team_size
 
 
 def pair_distance(f1: torch.Tensor, f2: torch.Tensor, distance: str) -> torch.Tensor:
@@ -121,4 +122,6 @@ def label_term(
         distances = pair_distance(first, second, config.distance)
         reduction = "sum" if config.distance == "paper" else "mean"
         loss, active = contrastive_loss(distances, same, config.margin, reduction)
+        if reduction == "sum":
+            loss = loss * team_size()  # the gradient of several processes is the mean of those of their parts
     return loss, {"contrastive": loss.detach(), "active_share": active, "distance": distances.detach().mean()}

@@ -15,6 +15,7 @@ from dcube.features.taps import block_maps
 from dcube.files import atomic_write, digest, read_json, write_json
 from dcube.progress import progress
 from dcube.training.runtime import fast_dtype, full_precision, precision
+from dcube.training.team import is_helper
 
 CHUNK = 32  # images per forward
 FORMAT = 2  # of a cache on disk
@@ -62,6 +63,8 @@ def frozen_dtype(chosen: str, device: torch.device, directory: Path) -> torch.dt
     if chosen != "auto":
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[chosen]
     file = directory / "frozen.json"
+    if is_helper() and not file.exists():
+        return fast_dtype(device)  # as the first process finds
     if not file.exists():
         write_json(file, {"dtype": str(fast_dtype(device)).removeprefix("torch.")})
     dtype: torch.dtype = getattr(torch, read_json(file)["dtype"])

@@ -22,6 +22,7 @@ from dcube.training.log import Log
 from dcube.training.order import key
 from dcube.training.runtime import Runtime, memory_advice
 from dcube.training.state import TrainState, checkpoints
+from dcube.training.team import PartDone
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 Parts: TypeAlias = dict[str, torch.Tensor]
@@ -54,6 +55,7 @@ class Task:
     watch: Watch | None = None
     memory_settings: str = "the batch size"
     trials: Callable[[], dict[str, Trial]] | None = None  # what tells the model's speed; None: the hardware's dtype
+    unused: bool = False  # whether the model may have parameters that its forward does not use
 
 
 @dataclass
@@ -74,22 +76,20 @@ def train(
     """Train to `steps`, or to the step boundary at which time.monotonic() passes `deadline` (`task.watch` not
     counted); resume where a checkpoint lies in `directory`. An interrupted training, continued, equals an
     uninterrupted one bit for bit on a CPU: batches, random numbers, rates and EMA are functions of the step.
+
+    Of several processes each trains on its part of every batch; all but the first end in PartDone.
     """
-    runtime = Runtime(settings, config.dtype)
-    if runtime.is_main:
-        _clear(directory)
+    runtime = Runtime(settings, config.dtype, task.unused)
     model = runtime.prepare(task.model)
     optimizer = make_optimizer(task, config)
     state = TrainState(task.model, optimizer, EMA(task.model, config.ema_decay))
-    resumed = state.resume(directory / "checkpoint")
-    log = Log(directory / "log.jsonl", state.step) if runtime.is_main else None
-    if not resumed and runtime.is_main:
-        state.save(directory / "checkpoint")
+    with runtime.main_first():
+        log = _begin(state, directory, runtime.is_main)
     with memory_advice(task.memory_settings):
         keep_choice(runtime, task, log, directory, config, steps)
     buffer: list[tuple[int, Parts]] = []
     saved = time.monotonic()
-    clock = Clock(log.seconds if log else 0.0, deadline)
+    clock, ends_early = Clock(log.seconds if log else 0.0, deadline), runtime.any_process(deadline is not None)
     look = Looks(task.watch, clock, log, state)
 
     def report() -> dict[str, Any]:
@@ -102,7 +102,7 @@ def train(
     with progress(task.name, steps, state.step) as advance, memory_advice(task.memory_settings):
         look()
         for batch in _ahead(lambda step: runtime.pin(task.batch(step)), state.step, steps):
-            if runtime.any_process(clock.is_over):
+            if ends_early and runtime.any_process(clock.is_over):
                 break
             parts = train_step(task, runtime, model, state, batch, config, steps, seed)
             buffer.append((state.step, parts))
@@ -110,14 +110,14 @@ def train(
             save = time.monotonic() - saved > settings.checkpoint_seconds or state.step == steps
             if len(buffer) == LOG_EVERY or due or save:
                 advance(state.step, f"loss {report()['loss']:.4f}")
-            for hook in due:
+            for hook in due if log else []:
                 event = hook.run(state.step, state.ema.model, state.extra)
                 if event and log:
                     log.write({"step": state.step, **event})
             look()
-            if save and runtime.is_main:
+            if save and log:
                 state.save(directory / "checkpoint")
-                saved = time.monotonic()
+            saved = time.monotonic() if save else saved
         if buffer:
             report()
         look(over=True)
@@ -125,6 +125,8 @@ def train(
         state.save(directory / "checkpoint")
         log.close()
     runtime.wait()
+    if not log:
+        raise PartDone
     return Trained(state.ema.model, state.step, state.step >= steps, state.extra, clock.paused)
 
 
@@ -133,7 +135,7 @@ def train_step(
     config: OptimizerConfig, steps: int, seed: int,
 ) -> Parts:  # fmt: skip
     """One step of the loop: forward, backward, optimiser, EMA; `state.step` moves on. Returns the scalars to log."""
-    torch.manual_seed(key(seed, task.name, "step", state.step))  # dropout and the like
+    torch.manual_seed(key(seed, task.name, "step", state.step) + runtime.rank)  # dropout and the like
     with runtime.autocast():
         loss, parts = task.loss(model, runtime.share(batch), state.step)
     runtime.backward(loss)
@@ -209,10 +211,18 @@ def _flush(buffer: list[tuple[int, Parts]], name: str, directory: Path) -> dict[
     return row
 
 
-def _clear(directory: Path) -> None:
-    """Remove what a killed process left half-written."""
+def _begin(state: TrainState, directory: Path, is_main: bool) -> Log | None:
+    """Go on from the last checkpoint; the main process keeps the first one and the log, and removes what a killed
+    process left half-written.
+    """
+    if not is_main:
+        state.resume(directory / "checkpoint")
+        return None
     for left_over in directory.glob(".*.tmp.*"):
         left_over.unlink()
+    if not state.resume(directory / "checkpoint"):
+        state.save(directory / "checkpoint")
+    return Log(directory / "log.jsonl", state.step)
 
 
 def keep_choice(
@@ -223,6 +233,7 @@ def keep_choice(
     """
     file = directory / "runtime.json"
     begun = {"attention": "sdpa", "compile": "never"} | read_json(file) if file.exists() else {}
+    runtime.wait()  # for those who have not looked yet: the first process writes that file
     if begun:
         runtime.keep(begun["dtype"], begun["attention"], begun["compile"])
         if task.trials:

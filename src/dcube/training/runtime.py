@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,17 +16,34 @@ from dcube.errors import InputError, MemoryShort
 from dcube.training.compiled import compile_parts, compiled_parts, still_compiles, try_compiled
 from dcube.training.fastest import Trial, fastest, set_attention
 from dcube.training.memory import keep_memory
+from dcube.training.team import team_size
+
+PATIENCE = timedelta(hours=6)  # of a process while the first one validates or draws samples
 
 
 class Runtime:
-    """Where and how a training runs. One process on a laptop, many under `accelerate launch` or torchrun."""
+    """Where and how a training runs. One process on a laptop, many under `accelerate launch` or torchrun.
 
-    def __init__(self, config: RuntimeConfig, dtype: str = "fp32") -> None:
+    `unused`: the model may have parameters that its forward does not use.
+    """
+
+    def __init__(self, config: RuntimeConfig, dtype: str = "fp32", unused: bool = False) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
-        check_device(config.device)
         use_threads(config)
-        self.accelerator = Accelerator(cpu=config.device == "cpu")
+        self.accelerator = Accelerator(
+            cpu=pick_device(config.device).type == "cpu",
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                # statistics of batch normalisation: the first process's own are kept
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused),
+            ],
+        )
+        if self.accelerator.num_processes != team_size():
+            raise InputError(
+                "Several processes train on CUDA GPUs or on the CPU; use --device cpu, or run it without torchrun."
+            )
         self.device: torch.device = self.accelerator.device
         if self.device.type == "cpu":
             keep_memory()
@@ -39,10 +58,17 @@ class Runtime:
         """True in the process that writes files."""
         return bool(self.accelerator.is_main_process)
 
+    @property
+    def rank(self) -> int:
+        """Number of this process: 0 in the main one."""
+        return int(self.accelerator.process_index)
+
     def prepare(self, model: nn.Module) -> nn.Module:
         """The model on its device, wrapped for data parallel training where there are several processes."""
         model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
-        prepared: nn.Module = self.accelerator.prepare_model(model)
+        with warnings.catch_warnings():  # a newer name of an option that Accelerate does not know yet
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            prepared: nn.Module = self.accelerator.prepare_model(model)
         return prepared
 
     def choose(self, trials: Callable[[], dict[str, Trial]]) -> None:
@@ -109,7 +135,7 @@ class Runtime:
 
     def share(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This process's part of a global batch (split along the first axis), on its device."""
-        count, rank = self.accelerator.num_processes, self.accelerator.process_index
+        count, rank = self.accelerator.num_processes, self.rank
         return {
             name: v[len(v) * rank // count : len(v) * (rank + 1) // count].to(self.device, non_blocking=True)
             for name, v in batch.items()
@@ -139,7 +165,18 @@ class Runtime:
 
     def wait(self) -> None:
         """Barrier of all processes."""
-        self.accelerator.wait_for_everyone()
+        if self.accelerator.num_processes > 1:
+            self.accelerator.reduce(torch.ones((), device=self.device)).item()
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """A block that the main process goes through before the others do, and after all of them have come to it."""
+        self.wait()
+        if not self.is_main:
+            self.wait()
+        yield
+        if self.is_main:
+            self.wait()
 
 
 def use_threads(config: RuntimeConfig) -> None:
