@@ -27,7 +27,7 @@ from dcube.experiments.probe import probe as probe_blocks
 from dcube.external import evaluate_external, training_look
 from dcube.features.selection import select_blocks
 from dcube.features.subnet import SubNetwork
-from dcube.features.teacher import CnnTeacher
+from dcube.features.teacher import make_teacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
 from dcube.report.figures import probe_figure, selection_figure
@@ -71,8 +71,7 @@ def diffuse(run: Run, deadline: float | None = None) -> float:
 def _train_step1(run: Run, deadline: float | None = None, probe: LiveProbe | None = None) -> Trained:
     settings, data, init = run.settings(), open_data(run), read_json(run.diffusion / "init.json")
     return train_diffusion(
-        data, settings, run.diffusion, deadline,
-        teacher=CnnTeacher(data, settings) if settings.diffusion.align.weight else None,
+        data, settings, run.diffusion, deadline, teacher=make_teacher(data, settings),
         unconditional=bool(run.sets), probe=probe, seen=union(data.seen, init["seen"]),
     )[1]  # fmt: skip
 

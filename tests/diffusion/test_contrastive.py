@@ -22,7 +22,7 @@ from dcube.diffusion.contrastive import (
 from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import train_diffusion
-from dcube.features.teacher import CnnTeacher
+from dcube.features.teacher import CnnTeacher, make_teacher
 from dcube.training.state import load_weights
 from tiny import tiny_data, tiny_experiment
 
@@ -190,17 +190,22 @@ def test_a_teacher_gives_standardised_maps_of_the_stride_asked_for(tmp_path: Pat
 
 
 def test_a_teacher_gives_the_same_features_held_or_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, settings = tiny_data(tmp_path / "store"), tiny_experiment(diffusion={"align": {"weight": 1.0, "size": 32}})
+    data = tiny_data(tmp_path / "store")
+    align = {"weight": 1.0, "size": 32}
+    long, short = (tiny_experiment(diffusion={"align": align, "optimizer": {"steps": steps}}) for steps in (9, 2))
     torch.manual_seed(0)
-    held = CnnTeacher(data, settings)
-    monkeypatch.setattr("dcube.features.teacher.HELD_GB", 0)
+    held = make_teacher(data, long)
     torch.manual_seed(0)  # random weights
-    live = CnnTeacher(data, settings)
+    live = make_teacher(data, short)  # two steps ask for fewer maps than there are
+    assert held is not None and live is not None
     positions, flipped = np.array([3, 0, 3]), np.array([False, True, True])
     a, b = held(positions, flipped), live(positions, flipped)
     assert held.held is not None and live.held is None and a.shape == b.shape == (3, held.width, *a.shape[2:])
     torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)  # held in float16
     assert not torch.equal(a[0], a[2])
+    monkeypatch.setattr("dcube.features.teacher.HELD_GB", 0)
+    bounded = make_teacher(data, long)
+    assert bounded is not None and bounded.held is None, "they do not fit"
 
 
 def test_what_cannot_be_combined_is_refused() -> None:

@@ -27,7 +27,7 @@ from dcube.experiments.probe import PIXELS
 from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
-from dcube.features.teacher import CnnTeacher
+from dcube.features.teacher import make_teacher
 from dcube.files import digest, read_json, write_json
 
 MIDDLE = "cnn, stride 16"
@@ -109,8 +109,7 @@ class Arm:
         finished = directory / "done.json"
         inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key])
         if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
-            teacher = CnnTeacher(cell.data, self.settings) if config.align.weight else None
-            train_diffusion(cell.data, self.settings, directory, teacher=teacher)
+            train_diffusion(cell.data, self.settings, directory, teacher=make_teacher(cell.data, self.settings))
             write_json(finished, {"inputs": inputs})
         return load_diffusion(directory / "model.safetensors")
 

@@ -10,12 +10,23 @@ from dcube.progress import progress
 from dcube.training.order import numpy_rng
 
 CHUNK = 32  # images per forward
-HELD_GB = 2.0  # features of the training set are held in memory up to this size, else made anew for each batch
+HELD_GB = 2.0  # maps of the training set are held in memory up to this size at most
 SCALE_IMAGES = 512  # training images that give the mean and the deviation of the channels, at most
 
 
+def make_teacher(data: ImageData, settings: Experiment) -> "CnnTeacher | None":
+    """The teacher of a step 1 as long as the settings say, where they ask for one."""
+    if not settings.diffusion.align.weight:
+        return None
+    teacher = CnnTeacher(data, settings)
+    if teacher.pays(settings.diffusion.optimizer.total_steps(len(teacher.rows))):
+        teacher.hold()
+    return teacher
+
+
 class CnnTeacher:
-    """Maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU.
+    """Maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU: made as they are asked
+    for, until they are held.
 
     Each channel has mean 0 and deviation 1 over the training images: as they come, the positions of all images point
     nearly the same way, and a network has a high cosine with them that knows nothing of the image.
@@ -23,6 +34,7 @@ class CnnTeacher:
 
     def __init__(self, data: ImageData, settings: Experiment) -> None:
         self.config, self.data = settings.diffusion.align, data
+        self.batch = 2 * settings.diffusion.optimizer.batch_size  # images of a step
         self.network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size).eval()
         self.network.requires_grad_(False)
         self.rows = data.indices("train")
@@ -31,11 +43,19 @@ class CnnTeacher:
         chunks = [some[start : start + CHUNK] for start in range(0, len(some), CHUNK)]
         maps = torch.cat([self._maps(rows, np.zeros(len(rows), bool)) for rows in chunks])
         self.width = maps.shape[1]
-        size = 2 * len(self.rows) * maps[0].numel() * 2 / 1e9
+        self.gigabytes = 2 * len(self.rows) * maps[0].numel() * 2 / 1e9  # of all maps, held
+        self.held: torch.Tensor | None = None
         deviation = maps.std((0, 2, 3))
         floor = 0.01 * float(deviation.mean()) + 1e-6  # a channel that hardly moves says nothing, and is not blown up
         self.mean, self.scale = maps.mean((0, 2, 3))[:, None, None], deviation.clamp(min=floor)[:, None, None]
-        self.held = self._all() if size <= HELD_GB else None
+
+    def pays(self, steps: int) -> bool:
+        """Whether to hold all maps: a training of `steps` asks for more of them than there are, and they fit."""
+        return steps * self.batch > 2 * len(self.rows) and self.gigabytes <= HELD_GB
+
+    def hold(self) -> None:
+        """Make all maps now."""
+        self.held = self._all()
 
     def __call__(self, positions: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
         """[n, width, s, s] of the training images at `positions` [n], mirrored where `flipped` [n] bool."""

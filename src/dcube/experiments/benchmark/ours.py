@@ -36,20 +36,20 @@ def prepare(unit: Unit) -> None:
     """Measure the steps of step 1, where the budget is time. unit: of a step 1."""
     if unit.prepared.is_file():
         return
-    pace = None
+    paces: dict[str, float] = {}
     if (budget := _step1_budget(unit)) is not None and budget.seconds is not None:
-        pace = step1_pace(unit.data(), override(unit.settings, [NO_SAMPLES]), unit.prepared.with_suffix(""))
-    write_json(unit.prepared, {"pace": pace})
+        asked = unit.data(), override(unit.settings, [NO_SAMPLES]), unit.prepared.with_suffix("")
+        paces = {"pace": step1_pace(*asked, held=False), "held": step1_pace(*asked, held=True)}
+    write_json(unit.prepared, paces)
 
 
 def train_step1(unit: Unit, data: ImageData) -> dict[str, Any]:
     """Train (or continue) step 1 for its part of the budget."""
-    settings, gone = override(unit.settings, [NO_SAMPLES]), 0.0
-    begin, teacher = time.monotonic(), None
-    if settings.diffusion.align.weight:  # its features of all training images count
+    settings, teacher = override(unit.settings, [NO_SAMPLES]), None
+    begin = time.monotonic()
+    if settings.diffusion.align.weight:
         teacher = CnnTeacher(data, settings)
-        gone = time.monotonic() - begin
-    length, gone = _step1_length(unit, data, gone)
+    length, gone = _step1_length(unit, data, teacher, begin)
     settings = _with_length(settings, "diffusion", length)
     _keep_runtime(unit.prepared.with_suffix(""), unit.directory)
     until = deadline(unit.directory, length.seconds)
@@ -141,18 +141,31 @@ def _step1_budget(unit: Unit) -> Budget | None:
     return None if unit.terms.budget is None else unit.terms.budget.part(unit.terms.step1_share)
 
 
-def _step1_length(unit: Unit, data: ImageData, gone: float) -> tuple[Length, float]:
-    """As `_step2_length`; and the seconds that were gone when it was fixed."""
+def _step1_length(unit: Unit, data: ImageData, teacher: CnnTeacher | None, begin: float) -> tuple[Length, float]:
+    """As `_step2_length`; and the seconds since `begin` that were gone when it was fixed. The teacher then holds its
+    maps where that pays.
+    """
     budget, optimizer = _step1_budget(unit), unit.settings.diffusion.optimizer
     images, file = len(data.indices("train")), unit.directory / "length.json"
-    if budget is None:
-        return Length(optimizer.total_steps(images)), gone
+    paces = read_json(unit.prepared)
+
+    def found(pace: str) -> Length:
+        if budget is None:
+            return Length(optimizer.total_steps(images))
+        measured = Pace(paces[pace], 0.0) if pace in paces else None
+        return length_of(budget, images, optimizer.batch_size, measured, time.monotonic() - begin)
+
     if not file.is_file():
-        pace = read_json(unit.prepared)["pace"]
-        made = length_of(budget, images, optimizer.batch_size, None if pace is None else Pace(pace, 0.0), gone)
-        write_json(file, {"length": asdict(made), "gone": gone})
-    held = read_json(file)
-    return Length(**held["length"]), float(held["gone"])
+        length = found("pace")
+        holds = teacher is not None and teacher.pays(length.steps)
+        if teacher and holds:
+            teacher.hold()
+            length = found("held")
+        write_json(file, {"length": asdict(length), "gone": time.monotonic() - begin, "holds": holds})
+    made = read_json(file)
+    if teacher and made["holds"] and teacher.held is None:
+        teacher.hold()
+    return Length(**made["length"]), float(made["gone"])
 
 
 def _select(unit: Unit, data: ImageData, diffusion: Diffusion) -> dict[str, Any]:

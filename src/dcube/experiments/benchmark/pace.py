@@ -16,16 +16,21 @@ from dcube.training.loop import LOG_EVERY
 from dcube.training.order import numpy_rng
 
 IMAGES = 64  # of the validation part that step 2 is timed on
+STEP1_IMAGES = 128  # that step 1 is timed on
 NO_CHECKPOINTS = "runtime.checkpoint_seconds=1000000000"  # they would come between the rows of the log
 SHORTEST = 1e-3  # seconds; the log's resolution
 
 
-def step1_pace(data: ImageData, settings: Experiment, directory: Path) -> float:
-    """Seconds of a step of step 1: its steps LOG_EVERY + 1 .. 2 LOG_EVERY, at every size that `diffusion.growth` goes
-    through, weighted as it says. Leaves DIRECTORY/runtime.json.
+def step1_pace(data: ImageData, settings: Experiment, directory: Path, held: bool) -> float:
+    """Seconds of a step of step 1, on a few images: its steps LOG_EVERY + 1 .. 2 LOG_EVERY, at every size that
+    `diffusion.growth` goes through, weighted as it says; with a teacher's maps that are `held`, or made for the step.
+    Leaves DIRECTORY/runtime.json.
     """
     growth = (*settings.diffusion.growth, (1.0, settings.diffusion.image_size))
+    data = _few(data, settings.seed, STEP1_IMAGES)
     teacher = CnnTeacher(data, settings) if settings.diffusion.align.weight else None
+    if teacher and held:
+        teacher.hold()
     total, before = 0.0, 0.0
     for share, size in growth:
         shutil.rmtree(directory, ignore_errors=True)
