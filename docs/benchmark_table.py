@@ -1,5 +1,5 @@
 """Write the figures of docs/benchmark.md from docs/paper_tables.json, results/benchmark/**/benchmark.json, trials.csv
-and diffmic/*.csv there, and results/benchmark/scarcity.svg: no number of ours there is typed by hand.
+diffmic/*.csv and repeated.csv there, and results/benchmark/scarcity.svg: no number of ours there is typed by hand.
 
     python docs/benchmark_table.py            rewrite them
     python docs/benchmark_table.py --check    exit 1 where they are out of date
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "benchmark.md", ROOT / "results" / "benchmark"
 PAPER = json.loads((ROOT / "docs" / "paper_tables.json").read_text(encoding="utf-8"))
 FILE, SCARCITY = "benchmark.json", "scarcity.svg"
-BLOCKS = ("figures", "trials", "diffmic")
+BLOCKS = ("figures", "trials", "diffmic", "repeated")
 GUIDANCE, DIFFMIC = "its guidance alone", {
     "0.3 of the time for the guidance": "share-0.3.csv",
     "0.6": "share-0.6.csv",
@@ -94,6 +94,24 @@ def diffmic(results: Path) -> str:
     return "\n".join([*head, *(line for part in lines.values() for line in part)])
 
 
+def repeated(results: Path) -> str:
+    """Validation macro-F1 of D-Cube's cells that were trained twice, and the steps of step 1 and of step 2."""
+    with (results / "repeated.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seeds = list(dict.fromkeys(row["seed"] for row in rows))
+    lines = [
+        "| data | | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean | steps of step 1, step 2 (mean) |",
+        "| --- " * (len(seeds) + 4) + "|",
+    ]
+    for data, run in sorted({(row["data"], row["run"]) for row in rows}, key=lambda key: (key[0], key[1] != "first")):
+        own = [row for row in rows if (row["data"], row["run"]) == (data, run)]
+        f1 = [float(row["validation_macro_f1"]) for row in own]
+        first, both = (mean(float(row[name]) for row in own) for name in ("steps_step1", "steps"))
+        cells = " | ".join(f"{value:.3f}" for value in [*f1, mean(f1)])
+        lines.append(f"| {data} | {run} | {cells} | {first:.0f}, {both - first:.0f} |")
+    return "\n".join(lines)
+
+
 def is_scarce(found: dict[str, Any]) -> bool:
     """Whether training images were taken away."""
     return bool(found["plan"]["share"] or found["plan"]["rarest"])
@@ -161,10 +179,14 @@ def _paper(figures: dict[str, float] | None) -> str:
     return "" if figures is None else f"{figures['accuracy']:.2f} / {figures['f1']:.2f}"
 
 
+def _made() -> list[str]:
+    return [make(RESULTS) for make in (section, trials, diffmic, repeated)]
+
+
 def main() -> None:
     """Rewrite or check the page."""
     text = fresh = PAGE.read_text(encoding="utf-8")
-    for name, made in zip(BLOCKS, (section(RESULTS), trials(RESULTS), diffmic(RESULTS)), strict=True):
+    for name, made in zip(BLOCKS, _made(), strict=True):
         begin, end = f"<!-- {name}: docs/benchmark_table.py -->", f"<!-- end of {name} -->"
         before, rest = fresh.split(begin)
         fresh = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
