@@ -12,6 +12,7 @@ from dcube.errors import InputError
 from dcube.experiments.benchmark.field import MOST_TRIES, configurations, names, title
 from dcube.experiments.benchmark.systems import budget_of
 from dcube.experiments.benchmark.terms import Unit
+from dcube.settings import override
 from dcube.training.budget import Budget
 
 
@@ -43,9 +44,15 @@ def test_one_word_for_the_first_weights_of_all() -> None:
 
 
 def test_a_short_budget_goes_without_a_cache() -> None:
-    """A cache holds every timestep of every image; a step needs one."""
-    assert not cache_pays(passes=399, images=100, timesteps=4) and not cache_pays(400, 100, 4)
-    assert cache_pays(401, 100, 4)
+    """A cache holds every timestep of every image and of its mirror image; a step needs one, or for eq. 8 two."""
+    given = ["classifier.optimizer.batch_size=10", "features.timesteps=[1,2,3,4]", "classifier.lambda_consistency=1"]
+    both = override(terms_of().settings, given)
+    plain = override(both, ["classifier.lambda_consistency=0"])
+    assert cache_pays(41, both, 100) and not cache_pays(40, both, 100)
+    assert cache_pays(81, plain, 100) and not cache_pays(80, plain, 100)
+    unmirrored = override(plain, ["data.horizontal_flip=false", "diffusion.augment=false"])
+    assert cache_pays(41, unmirrored, 100) and not cache_pays(40, unmirrored, 100)
+    assert not cache_pays(10**9, override(both, ["features.timesteps=null"]), 100)
 
 
 @pytest.mark.parametrize("model", names())

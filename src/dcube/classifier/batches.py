@@ -24,9 +24,8 @@ class ClassifierBatches:
         balanced = experiment.data.balance == "sampler"
         self.order = Order(self.labels, self.config.optimizer.batch_size, experiment.seed, balanced)
         self.timesteps = experiment.features.training_timesteps
-        passes = self.config.optimizer.total_steps(len(self.indices)) * self.config.optimizer.batch_size
         self.cache = None
-        if self.timesteps is not None and cache_pays(passes, len(self.indices), len(self.timesteps)):
+        if cache_pays(self.config.optimizer.total_steps(len(self.indices)), experiment, len(self.indices)):
             self.cache = make_cache(data, self.indices, frozen, experiment, self.timesteps, directory, mirror=True)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
@@ -61,11 +60,15 @@ class ClassifierBatches:
         return self.config.lambda_consistency > 0
 
 
-def cache_pays(passes: int, images: int, timesteps: int) -> bool:
-    """Whether a training that takes so many images through the frozen model, each at one timestep, does so more often
-    than the making of a cache would.
+def cache_pays(steps: int, experiment: Experiment, images: int) -> bool:
+    """Whether a training of `steps` takes more images through the frozen model, each at one timestep and for eq. 8 also
+    mirrored, than the making of a cache of its fixed timesteps for `images` and their mirror images would.
     """
-    return passes > images * timesteps
+    config, timesteps = experiment.classifier, experiment.features.training_timesteps
+    if timesteps is None:
+        return False
+    asked = steps * config.optimizer.batch_size * (2 if config.lambda_consistency else 1)
+    return asked > images * len(timesteps) * (2 if experiment.data.horizontal_flip else 1)
 
 
 def make_cache(

@@ -190,7 +190,6 @@ def _step2_length(
     optimizer, images = unit.settings.classifier.optimizer, len(data.indices("train"))
     directory, file = unit.directory / "step2", unit.directory / "length.json"
     budget = None if unit.terms.budget is None else unit.terms.budget.part(1 - unit.terms.step1_share)
-    timesteps = unit.settings.features.training_timesteps
 
     def found(cached: bool) -> Length:
         if budget is None:
@@ -205,7 +204,7 @@ def _step2_length(
 
     if not file.is_file():
         length = found(cached=False)
-        if timesteps is not None and cache_pays(length.steps * optimizer.batch_size, images, len(timesteps)):
+        if cache_pays(length.steps, unit.settings, images):
             gone += make_cache_of("train", data, unit.settings, diffusion, blocks, directory)
             length = found(cached=True)
         write_json(file, {"length": asdict(length), "gone": gone})

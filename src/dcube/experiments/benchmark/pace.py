@@ -56,7 +56,7 @@ def step2_pace(
     batch_size, steps = settings.classifier.optimizer.batch_size, 3 * LOG_EVERY
     timesteps = settings.features.training_timesteps
     most = steps * batch_size // len(timesteps) if timesteps is not None else IMAGES  # for which a cache pays
-    few = _few(data, settings.seed, most // 2 if cached else 2 * most)
+    few = _few(data, settings.seed, max(1, most // 2 - 1) if cached else 2 * most)
     epochs = 2 * LOG_EVERY * batch_size / len(few.indices("train"))  # one validation, after two rows of the log
     short = override(settings, [
         f"classifier.optimizer.steps={steps}", f"classifier.validate_every={epochs!r}", NO_CHECKPOINTS,
