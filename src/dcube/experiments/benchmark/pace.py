@@ -15,7 +15,7 @@ from dcube.training.log import read_log
 from dcube.training.loop import LOG_EVERY
 from dcube.training.order import numpy_rng
 
-IMAGES = 64  # of the validation part that step 2 is timed on
+IMAGES = 256  # of the validation part that step 2 is timed on: a look has a fixed cost too, which must not be scaled up
 STEP1_IMAGES = 128  # that step 1 is timed on
 NO_CHECKPOINTS = "runtime.checkpoint_seconds=1000000000"  # they would come between the rows of the log
 SHORTEST = 1e-3  # seconds; the log's resolution
