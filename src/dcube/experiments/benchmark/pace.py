@@ -49,9 +49,18 @@ def step1_pace(data: ImageData, settings: Experiment, directory: Path, held: boo
 def step2_pace(
     data: ImageData, settings: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path, cached: bool
 ) -> Pace:
-    """Seconds of a step of step 2, with features from a cache or from the frozen model, and of a validation, on a few
-    images. Leaves DIRECTORY/runtime.json.
+    """Seconds of a step of step 2, with features from a cache or from the frozen model, and of a validation, whose
+    features always come from a cache that fits; on a few images. Leaves DIRECTORY/runtime.json.
     """
+    step, look = _step_and_look(data, settings, diffusion, blocks, directory, cached=True)
+    if not cached:
+        step, _ = _step_and_look(data, settings, diffusion, blocks, directory, cached=False)
+    return Pace(step, look)
+
+
+def _step_and_look(
+    data: ImageData, settings: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path, cached: bool
+) -> tuple[float, float]:
     shutil.rmtree(directory, ignore_errors=True)
     batch_size, steps = settings.classifier.optimizer.batch_size, 3 * LOG_EVERY
     timesteps = settings.features.training_timesteps
@@ -67,7 +76,7 @@ def step2_pace(
     first, second, third = (clock[LOG_EVERY * i] for i in (1, 2, 3))
     step = max(SHORTEST, (second - first) / LOG_EVERY)
     look = max(0.0, third - second - LOG_EVERY * step)
-    return Pace(step, look * len(data.indices("val")) / len(few.indices("val")))
+    return step, look * len(data.indices("val")) / len(few.indices("val"))
 
 
 def _clock(directory: Path) -> dict[int, float]:
