@@ -163,7 +163,7 @@ def _step1_length(unit: Unit, data: ImageData, teacher: CnnTeacher | None, begin
             length = found("held")
         write_json(file, {"length": asdict(length), "gone": time.monotonic() - begin, "holds": holds})
     made = read_json(file)
-    if teacher and made["holds"] and teacher.held is None:
+    if teacher and made.get("holds") and teacher.held is None:
         teacher.hold()
     return Length(**made["length"]), float(made["gone"])
 

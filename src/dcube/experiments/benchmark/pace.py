@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -88,5 +90,8 @@ def _few(data: ImageData, seed: int, training: int) -> ImageData:
     """The data with no more than so many images in train, and IMAGES in val."""
     splits = data.splits.copy()
     for split, count in (("train", training), ("val", IMAGES)):
-        splits[numpy_rng(seed, "pace", split).permutation(data.indices(split))[count:]] = LEFT_OUT
+        rows = numpy_rng(seed, "pace", split).permutation(data.indices(split))
+        _, first = np.unique(data.labels[rows], return_index=True)  # one of every class: pairs need two classes
+        rest = np.delete(rows, first)
+        splits[rest[max(0, count - len(first)) :]] = LEFT_OUT
     return ImageData(data.store, splits)
