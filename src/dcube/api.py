@@ -11,6 +11,7 @@ from dcube.config import Experiment
 from dcube.errors import InputError
 from dcube.runs import Run
 from dcube.settings import check_left_out, load_experiment
+from dcube.training.team import refuse_team, refuse_unled
 
 if TYPE_CHECKING:
     from dcube.classifier.model import Predictor
@@ -36,12 +37,12 @@ def fit(
     """
     if folds is not None and (no_test or again or dry_run or max_minutes is not None):
         raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
+    refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
     images = _open(str(data), settings)
     _check(Path(out), settings, folds, restart)
     if dry_run:
         from dcube.dryrun import describe_run
-        from dcube.training.team import refuse_team
 
         refuse_team("--dry-run measures one process")
         print(describe_run(images, settings))

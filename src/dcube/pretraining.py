@@ -17,6 +17,7 @@ from dcube.inputs import check_initial_weights
 from dcube.runs import Run
 from dcube.tables import write_split
 from dcube.training.runtime import pick_device
+from dcube.training.team import refuse_unled
 
 if TYPE_CHECKING:
     from dcube.config import Experiment
@@ -33,6 +34,7 @@ def pretrain(
     it, so that no validation or test image is ever seen. Leaves a run folder without a classifier and returns its
     diffusion/model.safetensors. Raises InputError in one sentence for whatever is wrong.
     """
+    refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
     run = Run(out)
     run.refuse_folder()

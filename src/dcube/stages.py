@@ -179,8 +179,9 @@ def check_models(settings: Experiment, classifier: bool = True) -> None:
     """InputError for a device, weights, a CNN or forced blocks that are not there, before anything is removed or
     trained."""
     check_device(settings.runtime.device)
-    pairs = settings.diffusion.contrastive
-    check_batch(settings.diffusion.optimizer.batch_size, "diffusion.optimizer.batch_size", 1 + (pairs.pairs == "all"))
+    form = settings.diffusion.contrastive
+    least = 2 if form.pairs == "all" or form.distance == "centred" else 1  # pairs: alone, one has nothing beside it
+    check_batch(settings.diffusion.optimizer.batch_size, "diffusion.optimizer.batch_size", least)
     if classifier:
         how = settings.classifier
         check_batch(how.optimizer.batch_size, "classifier.optimizer.batch_size", 2)  # for batch normalisation

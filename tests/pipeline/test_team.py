@@ -86,10 +86,12 @@ def test_a_team_is_refused_in_one_sentence(recipe: Path, tmp_path: Path, monkeyp
     assert "diffusion.optimizer.batch_size=7 does not divide among 2 processes" in result.stderr
     assert "dcube/stages.py" not in result.stderr, "no traceback of ours"
     assert not (tmp_path / "run").exists(), "found before anything is made"
+    dry = together("fit", PHANTOM, "--out", tmp_path / "run", "--recipe", recipe, "--dry-run", status=2)
+    assert "run it without torchrun" in dry.stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_ADDR", "localhost")
-    dry = ("fit", PHANTOM, "--out", tmp_path / "run", "--recipe", recipe, "--dry-run")
-    assert "without torchrun" in refused(*dry)
+    monkeypatch.setenv("RANK", "0")
+    assert "torchrun --no-python dcube fit" in refused("fit", PHANTOM, "--out", tmp_path / "run", "--recipe", recipe)
     assert "without torchrun" in refused("benchmark", PHANTOM, "--models", "majority", "--out", tmp_path / "bench")
     study = ("reproduce", "table2", "--data", PHANTOM, "--out", tmp_path / "study")
     assert "without torchrun" in refused(*study)

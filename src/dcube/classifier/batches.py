@@ -13,10 +13,13 @@ from dcube.training.order import Order, numpy_rng, torch_rng
 
 class ClassifierBatches:
     """Batches of the training split. Features come from a cache where the timesteps are a fixed set that fits, and
-    the training is long enough for it to pay.
+    the training is long enough for it to pay (`cached` decides otherwise).
     """
 
-    def __init__(self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path) -> None:
+    def __init__(
+        self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path,
+        cached: bool | None = None,
+    ) -> None:  # fmt: skip
         self.data, self.experiment, self.frozen = data, experiment, frozen
         self.config, self.seed = experiment.classifier, experiment.seed
         self.indices = data.indices("train")
@@ -25,7 +28,9 @@ class ClassifierBatches:
         self.order = Order(self.labels, self.config.optimizer.batch_size, experiment.seed, balanced)
         self.timesteps = experiment.features.training_timesteps
         self.cache = None
-        if cache_pays(self.config.optimizer.total_steps(len(self.indices)), experiment, len(self.indices)):
+        if cached is None:
+            cached = cache_pays(self.config.optimizer.total_steps(len(self.indices)), experiment, len(self.indices))
+        if cached:
             self.cache = make_cache(data, self.indices, frozen, experiment, self.timesteps, directory, mirror=True)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:

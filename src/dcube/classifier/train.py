@@ -126,11 +126,12 @@ def trial(model: nn.Module, size: int, channels: int, shapes: list[tuple[int, in
 
 def train_classifier(
     data: ImageData, experiment: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path,
-    deadline: float | None = None, look: dict[str, Any] | None = None,
+    deadline: float | None = None, look: dict[str, Any] | None = None, cached: bool | None = None,
 ) -> tuple[Predictor, Trained]:  # fmt: skip
     """Train (or continue) step 2 in `directory`, which then holds log.jsonl and model.safetensors: the EMA
     weights with the best validation macro-F1, or the last ones where there is no validation split. `look` (what
-    training images look like) travels in their metadata.
+    training images look like) travels in their metadata. `cached`: whether features come from a cache, None: where
+    that pays.
     """
     config = experiment.classifier
     frozen, predicting = (
@@ -152,7 +153,7 @@ def train_classifier(
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
         "normalisation": data.store.normalisation.to_dict(), "look": look or {},
     }  # fmt: skip
-    batches = ClassifierBatches(data, experiment, frozen, directory)
+    batches = ClassifierBatches(data, experiment, frozen, directory, cached)
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size
     hooks = []
     if len(data.indices("val")) and not is_helper():

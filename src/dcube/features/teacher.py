@@ -1,5 +1,7 @@
 """The frozen CNN that a block of the denoiser imitates during step 1 (`diffusion.align`)."""
 
+import time
+
 import numpy as np
 import torch
 
@@ -7,7 +9,7 @@ from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.features.subnet import SubNetwork
 from dcube.progress import progress
-from dcube.training.order import numpy_rng
+from dcube.training.order import key, numpy_rng
 
 CHUNK = 32  # images per forward
 HELD_GB = 2.0  # maps of the training set are held in memory up to this size at most
@@ -35,13 +37,16 @@ class CnnTeacher:
     def __init__(self, data: ImageData, settings: Experiment) -> None:
         self.config, self.data = settings.diffusion.align, data
         self.batch = 2 * settings.diffusion.optimizer.batch_size  # images of a step
+        torch.manual_seed(key(settings.seed, "teacher", "weights"))  # where they are random
         self.network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size).eval()
         self.network.requires_grad_(False)
         self.rows = data.indices("train")
         self.mean, self.scale = torch.zeros(()), torch.ones(())
         some = numpy_rng(settings.seed, "teacher").permutation(self.rows)[:SCALE_IMAGES]
         chunks = [some[start : start + CHUNK] for start in range(0, len(some), CHUNK)]
+        begin = time.monotonic()
         maps = torch.cat([self._maps(rows, np.zeros(len(rows), bool)) for rows in chunks])
+        self.seconds = (time.monotonic() - begin) / len(some) * 2 * len(self.rows)  # that all maps would take
         self.width = maps.shape[1]
         self.gigabytes = 2 * len(self.rows) * maps[0].numel() * 2 / 1e9  # of all maps, held
         self.held: torch.Tensor | None = None

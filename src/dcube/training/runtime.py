@@ -31,9 +31,11 @@ class Runtime:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+        check_device(config.device)
         use_threads(config)
+        together = team_size() > 1 and pick_device(config.device).type == "cpu"
         self.accelerator = Accelerator(
-            cpu=pick_device(config.device).type == "cpu",
+            cpu=config.device == "cpu" or together,
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=PATIENCE),
                 # statistics of batch normalisation: the first process's own are kept

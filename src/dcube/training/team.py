@@ -28,7 +28,7 @@ class PartDone(Exception):
 
 def team_size() -> int:
     """Processes of this command: 1 unless a launcher has said where they meet."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "MASTER_ADDR" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE", "1")) if {"MASTER_ADDR", "RANK"} <= os.environ.keys() else 1
 
 
 def is_helper() -> bool:
@@ -40,6 +40,12 @@ def refuse_team(why: str) -> None:
     """InputError for what several processes cannot do together."""
     if team_size() > 1:
         raise InputError(f"{why}; run it without torchrun.")
+
+
+def refuse_unled() -> None:
+    """InputError where several processes run a script of their own: nobody tells the helpers from the first."""
+    if not _held:
+        refuse_team("Several processes train together by the command `torchrun --no-python dcube fit ...` alone")
 
 
 def check_batch(images: int, setting: str, least: int = 1) -> None:

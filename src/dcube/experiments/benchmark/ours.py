@@ -1,5 +1,6 @@
 """Cells of D-Cube: step 1, step 2 on it, and the two other uses of the same step 1."""
 
+import contextlib
 import shutil
 import time
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
+from dcube.errors import DCubeError
 from dcube.experiments.benchmark.caches import make_cache_of
 from dcube.experiments.benchmark.pace import step1_pace, step2_pace
 from dcube.experiments.benchmark.systems import parameters
@@ -72,12 +74,12 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     gone = chosen["seconds"] + make_cache_of("val", data, unit.settings, diffusion, chosen["selected"], directory)
     if unit.settings.classifier.second_reader:
         gone += make_reader(data, unit.settings, directory, diffusion.device)[1]["seconds"]
-    length, gone = _step2_length(unit, data, diffusion, chosen["selected"], gone)
+    length, gone, cached = _step2_length(unit, data, diffusion, chosen["selected"], gone)
     settings = _with_length(unit.settings, "classifier", length)
     every = length.look_every * settings.classifier.optimizer.batch_size / len(data.indices("train"))
     settings = override(settings, [f"classifier.validate_every={every!r}"])
     until = deadline(directory, length.seconds)
-    predictor, result = train_classifier(data, settings, diffusion, chosen["selected"], directory, until)
+    predictor, result = train_classifier(data, settings, diffusion, chosen["selected"], directory, until, cached=cached)
     end(directory)
     seconds = gone + spent(directory)
     model, counted = predictor.model, step1["parameters"]
@@ -149,15 +151,22 @@ def _step1_length(unit: Unit, data: ImageData, teacher: CnnTeacher | None, begin
     images, file = len(data.indices("train")), unit.directory / "length.json"
     paces = read_json(unit.prepared)
 
-    def found(pace: str) -> Length:
+    def found(pace: str, more: float = 0.0) -> Length:
         if budget is None:
             return Length(optimizer.total_steps(images))
         measured = Pace(paces[pace], 0.0) if pace in paces else None
-        return length_of(budget, images, optimizer.batch_size, measured, time.monotonic() - begin)
+        return length_of(budget, images, optimizer.batch_size, measured, time.monotonic() - begin + more)
+
+    def gains(length: Length, teacher: CnnTeacher) -> bool:
+        if budget is None or budget.seconds is None:
+            return True
+        with contextlib.suppress(DCubeError):  # nothing would be left
+            return "held" in paces and found("held", teacher.seconds).steps > length.steps
+        return False
 
     if not file.is_file():
         length = found("pace")
-        holds = teacher is not None and teacher.pays(length.steps)
+        holds = teacher is not None and teacher.pays(length.steps) and gains(length, teacher)
         if teacher and holds:
             teacher.hold()
             length = found("held")
@@ -181,8 +190,9 @@ def _select(unit: Unit, data: ImageData, diffusion: Diffusion) -> dict[str, Any]
 
 def _step2_length(
     unit: Unit, data: ImageData, diffusion: Diffusion, blocks: list[int], gone: float
-) -> tuple[Length, float]:
-    """Fixed once per cell, so that a continued training is the same one; and the seconds gone before its first step.
+) -> tuple[Length, float, bool | None]:
+    """Fixed once per cell, so that a continued training is the same one; the seconds gone before its first step; and
+    whether it reads its features from a cache.
 
     A budget of time that is too short for a cache of the training images to pay is spent without one. gone: seconds of
     selection, of the cache of the validation images and of the second reader.
@@ -204,12 +214,13 @@ def _step2_length(
 
     if not file.is_file():
         length = found(cached=False)
-        if cache_pays(length.steps, unit.settings, images):
+        cached = cache_pays(length.steps, unit.settings, images)
+        if cached:
             gone += make_cache_of("train", data, unit.settings, diffusion, blocks, directory)
             length = found(cached=True)
-        write_json(file, {"length": asdict(length), "gone": gone})
+        write_json(file, {"length": asdict(length), "gone": gone, "cached": cached})
     held = read_json(file)
-    return Length(**held["length"]), float(held["gone"])
+    return Length(**held["length"]), float(held["gone"]), held.get("cached")
 
 
 def _with_length(settings: Experiment, section: str, length: Length) -> Experiment:
