@@ -17,8 +17,7 @@ from dcube.config import Experiment, OptimizerConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.backbone import Denoiser
 from dcube.diffusion.build import build_denoiser
-from dcube.diffusion.schedule import Schedule
-from dcube.diffusion.train import Diffusion
+from dcube.diffusion.train import Diffusion, frozen_diffusion
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
 from dcube.training.ema import EMA
 from dcube.training.loop import Batch, Parts, Task, keep_choice, make_optimizer, train_step
@@ -57,10 +56,8 @@ class World:
     @cached_property
     def diffusion(self) -> Diffusion:
         """The program's frozen step 1."""
-        config = self.experiment.diffusion
-        model = self.new_denoiser().eval().requires_grad_(False).to(self.device)
-        schedule = Schedule.of(config).to(self.device)
-        return Diffusion(model, schedule, config, 1, self.data.classes)
+        config, classes = self.experiment.diffusion, self.data.classes
+        return frozen_diffusion(self.new_denoiser(), config, 1, classes, self.device)
 
     @cached_property
     def frozen(self) -> FrozenFeatures:

@@ -1,5 +1,7 @@
 """Step 1 as a whole: the batch of a step, and what a training leaves."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,24 @@ def test_what_a_training_leaves(tmp_path: Path, backbone: str, channels: int) ->
         assert torch.equal(tensor, result.model.state_dict()[name]), "the EMA weights are saved"
     images = made.sample(torch.tensor([0, 1]), seed=0)
     assert images.shape == (2, channels, 8, 8)
+
+
+GROWS = """
+import resource, torch
+from dcube.config import DiffusionConfig
+from dcube.diffusion.train import untrained
+config = DiffusionConfig(backbone="unet", image_size=8, unet={"widths": [8, 16], "groups": 4})
+untrained(config, 1, ["a", "b"], 0)
+for _ in range(16):  # 64 MiB, given back at once: glibc takes some rounds to join the pieces
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems' memory is left to them")
+def test_a_frozen_model_keeps_its_memory() -> None:
+    """A process that predicts does not fetch the same memory from the kernel, page by page, for every forward."""
+    told = subprocess.run([sys.executable, "-c", GROWS], check=True, capture_output=True, text=True)
+    assert int(told.stdout) < 1000, "64 MiB are 16,384 pages"

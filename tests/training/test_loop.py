@@ -236,3 +236,16 @@ def test_a_device_that_does_not_exist() -> None:
     with pytest.raises(InputError, match="There is no device 'gpu'"):
         check_device("gpu")
     assert Runtime(CPU).device.type == "cpu"
+
+
+def test_fewer_gpus_than_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before anything is made; processes on other machines have GPUs of their own."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in {"MASTER_ADDR": "localhost", "RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="4 processes and 2 GPU.*nproc-per-node 2"):
+        check_device("auto")
+    check_device("cpu")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    check_device("cuda")

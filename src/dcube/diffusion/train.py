@@ -24,6 +24,7 @@ from dcube.diffusion.warmstart import warm_start
 from dcube.files import atomic_write
 from dcube.training.clock import Watch
 from dcube.training.loop import Hook, Task, Trained, train
+from dcube.training.memory import keep_memory
 from dcube.training.order import Order, numpy_rng, torch_rng
 from dcube.training.runtime import named_dtype, precision
 from dcube.training.state import checkpoints, load_weights, save_weights
@@ -226,7 +227,11 @@ def untrained(
 def frozen_diffusion(
     model: Denoiser, config: DiffusionConfig, channels: int, classes: list[str], device: torch.device | str
 ) -> Diffusion:
-    """A denoiser whose weights stay as they are, with its schedule, on a device."""
+    """A denoiser whose weights stay as they are, with its schedule, on a device. On a CPU the process keeps its memory
+    from one forward to the next (training/memory.py).
+    """
+    if torch.device(device).type == "cpu":
+        keep_memory()
     model.eval().requires_grad_(False).to(device)
     return Diffusion(model, Schedule.of(config).to(device), config, channels, classes)
 

@@ -18,6 +18,7 @@ from dcube.training.runtime import fast_dtype, full_precision, precision
 from dcube.training.team import is_helper
 
 CHUNK = 32  # images per forward
+CPU_CHUNK = 8  # the same on a CPU, where what a block leaves for the next is to stay in the processor's cache
 FORMAT = 2  # of a cache on disk
 SHARE_OF_CARD = 0.5  # of a GPU's free memory that a cache may take
 
@@ -43,6 +44,12 @@ class FrozenFeatures:
         """images: [B, C, S, S] in [0, 1] at the diffusion model's size; t: [B] int64."""
         if not self.blocks:
             return []
+        size = CPU_CHUNK if self.diffusion.device.type == "cpu" else max(1, len(images))
+        parts = [self._maps(*part) for part in zip(images.split(size), t.split(size), strict=True)]
+        return parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
+
+    def _maps(self, images: torch.Tensor, t: torch.Tensor) -> list[torch.Tensor]:
+        """In one forward."""
         with torch.inference_mode(), precision(self.diffusion.device, self.dtype):
             maps = [full_precision(m) for m in block_maps(self.diffusion, images, t, self.blocks, self.mode)]
             return [F.adaptive_avg_pool2d(m, self.grid) if m.shape[-1] > self.grid else m for m in maps]

@@ -198,7 +198,7 @@ def limit_threads(count: int) -> None:
 
 
 def check_device(device: str) -> None:
-    """InputError where the asked-for device is not there."""
+    """InputError where the asked-for device is not there, or not for each of several processes."""
     if device not in ("auto", "cpu", "cuda", "mps"):
         raise InputError(
             f"There is no device '{device}'; choose auto, cpu, cuda or mps (of several GPUs by CUDA_VISIBLE_DEVICES)."
@@ -207,6 +207,12 @@ def check_device(device: str) -> None:
         raise InputError("No CUDA device is available here; use --device cpu or --device auto.")
     if device == "mps" and not torch.backends.mps.is_available():
         raise InputError("No Apple GPU is available here; use --device cpu or --device auto.")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if team_size() > 1 else 1  # of this machine's processes
+    if device in ("auto", "cuda") and torch.cuda.is_available() and here > torch.cuda.device_count():
+        gpus = torch.cuda.device_count()
+        raise InputError(
+            f"There are {here} processes and {gpus} GPU(s) on this machine; give torchrun --nproc-per-node {gpus}."
+        )
 
 
 def pick_device(device: str) -> torch.device:
