@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dcube.data.dataset import ImageData
-from dcube.features.frozen import FeatureCache, FrozenFeatures, frozen_dtype
+from dcube.features.frozen import CPU_VALUES, FeatureCache, FrozenFeatures, frozen_dtype
 from dcube.features.taps import block_maps, fixed_noise
 from tiny import tiny_diffusion, tiny_experiment
 
@@ -163,6 +163,20 @@ def test_modes_of_table_7(data: ImageData) -> None:
     assert torch.equal(maps("noised"), tap(diffusion.schedule.add_noise(x0, noise, t), t))
     assert torch.equal(fixed_noise(t[2:], x0.shape[1:])[0], noise[2])  # whatever stands beside it
     assert abs(noise.std() - 1) < 0.2
+
+
+@pytest.mark.parametrize("mode", ["clean", "noised"])
+def test_on_a_cpu_a_forward_takes_what_the_cache_holds(data: ImageData, mode: str) -> None:
+    """The wider the layers, the fewer images go together; their features are the same."""
+    frozen = FrozenFeatures(tiny_diffusion(), [0, 4], mode, 8)
+    widest = 8 * 8 * 8 * 2  # values of the U-Net's first level: 8 channels, joined with as many of a skip
+    assert frozen.at_once is not None and CPU_VALUES // (2 * widest) <= frozen.at_once <= 2 * CPU_VALUES // widest
+    images, t = data.images(np.arange(5), 8), torch.tensor([3, 0, 19, 7, 3])
+    together = frozen(images, t)
+    frozen.at_once = 2
+    for part, whole in zip(frozen(images, t), together, strict=True):
+        torch.testing.assert_close(part, whole, rtol=1e-5, atol=1e-5)
+        assert part.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

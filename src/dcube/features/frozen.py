@@ -1,13 +1,16 @@
 """Features of the selected blocks for step 2: live from the frozen model, or from a cache on disk."""
 
+import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
+from torch import nn
 
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
@@ -18,7 +21,7 @@ from dcube.training.runtime import fast_dtype, full_precision, precision
 from dcube.training.team import is_helper
 
 CHUNK = 32  # images per forward
-CPU_CHUNK = 8  # the same on a CPU, where what a block leaves for the next is to stay in the processor's cache
+CPU_VALUES = 9_000_000  # on a CPU, of a layer's output in one forward: larger ones leave the processor's cache
 FORMAT = 2  # of a cache on disk
 SHARE_OF_CARD = 0.5  # of a GPU's free memory that a cache may take
 
@@ -37,14 +40,14 @@ class FrozenFeatures:
         diffusion.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
         size = diffusion.config.image_size
         blank = torch.zeros(1, diffusion.channels, size, size, device=diffusion.device)
-        maps = self(blank, torch.zeros(1, dtype=torch.long, device=blank.device))
+        with _outputs(diffusion.model) as values:
+            maps = self._maps(blank, torch.zeros(1, dtype=torch.long, device=blank.device))
+        self.at_once = max(1, CPU_VALUES // max(values, default=1)) if blank.device.type == "cpu" else None
         self.shapes: list[tuple[int, int, int]] = [(m.shape[1], m.shape[2], m.shape[3]) for m in maps]
 
     def __call__(self, images: torch.Tensor, t: torch.Tensor) -> list[torch.Tensor]:
         """images: [B, C, S, S] in [0, 1] at the diffusion model's size; t: [B] int64."""
-        if not self.blocks:
-            return []
-        size = CPU_CHUNK if self.diffusion.device.type == "cpu" else max(1, len(images))
+        size = self.at_once or max(1, len(images))
         parts = [self._maps(*part) for part in zip(images.split(size), t.split(size), strict=True)]
         return parts[0] if len(parts) == 1 else [torch.cat(maps) for maps in zip(*parts, strict=True)]
 
@@ -61,6 +64,22 @@ class FrozenFeatures:
             weights.update(tensor.cpu().numpy().tobytes())
         settings = [self.blocks, self.mode, self.grid, self.diffusion.config.image_size, str(self.dtype)]
         return digest([weights.hexdigest(), *settings])
+
+
+@contextlib.contextmanager
+def _outputs(model: nn.Module) -> Iterator[list[int]]:
+    """Inside, the number of values that every layer gives is noted."""
+    values: list[int] = []
+
+    def note(_: nn.Module, __: Any, out: Any) -> None:
+        values.extend([out.numel()] if isinstance(out, torch.Tensor) else [])
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        yield values
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def frozen_dtype(chosen: str, device: torch.device, directory: Path) -> torch.dtype:
