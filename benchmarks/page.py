@@ -51,13 +51,20 @@ def notes(found: dict[str, Any]) -> list[str]:
 
 
 def limits(files: dict[str, dict[str, Any]]) -> str:
-    """Of every profiled case the ratio that would remain if only convolutions and matrix products took time."""
-    ratios = {(row["size"], row["name"]): row["ratio"] for found in files.values() for row in found.get("cases", [])}
-    lines = ["| case | size | ratio | convolutions and products | ratio if the rest were free |", "| --- " * 5 + "|"]
+    """Of every profiled case the ratio that would remain if only convolutions and matrix products took time, and the
+    share of the matrix rate if these ran at it and all else took the time that it takes.
+    """
+    measured = {(row["size"], row["name"]): row for found in files.values() for row in found.get("cases", [])}
+    head = (
+        *("case", "size", "ratio", "convolutions and products", "ratio if the rest were free"),
+        *("matrix rate", "matrix rate if products ran at it"),
+    )
+    lines = ["| " + " | ".join(head) + " |", "| --- " * len(head) + "|"]
     for row in (row for found in files.values() for row in found.get("profile", [])):
-        ratio, share = ratios.get((row["size"], row["name"])), profile.products(row)
-        if ratio is not None:
-            lines.append(f"| {row['name']} | {row['size']} | {ratio:.2f} | {share:.0%} | {ratio / share:.1f} |")
+        if case := measured.get((row["size"], row["name"])):
+            ratio, rate, share = case["ratio"], case["share_of_matrix_rate"], profile.products(row)
+            cells = (row["name"], row["size"], f"{ratio:.2f}", f"{share:.0%}", f"{ratio / share:.1f}")
+            lines.append("| " + " | ".join((*cells, f"{rate:.0%}", f"{rate / (rate + 1 - share):.0%}")) + " |")
     return "\n".join(["### What bounds the ratios", "", *lines]) if len(lines) > 2 else ""
 
 

@@ -21,12 +21,14 @@ from dcube.training.runtime import pick_device
 
 KINDS = (  # of operations, by parts of their names; the first that fits
     ("convolution", ("conv",)),
+    ("batched product", ("bmm",)),  # of attention
     ("matrix product", ("mm", "linear", "scaled_dot_product", "einsum")),
     ("normalisation", ("norm",)),
     ("optimiser, EMA", ("_fused_", "_foreach_", "optimizer", "lerp")),
     ("copies, casts, joins", ("copy", "cat", "clone", "contiguous", "stack", "flip", "index", "fill", "empty")),
     ("other arithmetic", ("",)),
 )
+PRODUCTS = ("convolution", "batched product", "matrix product")
 COLUMNS = ("case", "size", "seconds", *(name for name, _ in KINDS))
 CALLS = 3  # profiled together, after one call to warm up
 
@@ -58,7 +60,7 @@ def measure(case: Case, world: World) -> dict[str, Any]:
 
 def products(row: dict[str, Any]) -> float:
     """Share of the time that convolutions and matrix products take."""
-    return float(row["share"]["convolution"] + row["share"]["matrix product"])
+    return float(sum(row["share"][kind] for kind in PRODUCTS))
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:

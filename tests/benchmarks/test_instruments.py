@@ -172,7 +172,8 @@ def test_scaling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ("operation", "kind"),
     [
         ("aten::convolution_backward", "convolution"), ("aten::mkldnn_convolution", "convolution"),
-        ("aten::addmm", "matrix product"), ("aten::native_batch_norm", "normalisation"),
+        ("aten::addmm", "matrix product"), ("aten::baddbmm", "batched product"),
+        ("aten::native_batch_norm", "normalisation"),
         ("aten::_fused_adamw_", "optimiser, EMA"), ("aten::_foreach_norm", "optimiser, EMA"),
         ("aten::copy_", "copies, casts, joins"), ("aten::gelu", "other arithmetic"),
     ],
@@ -214,11 +215,13 @@ def test_page_holds_the_figures_of_the_files(tmp_path: Path) -> None:
 
 
 def test_bounds_on_the_page() -> None:
-    share = {kind: 0.1 for kind, _ in profile.KINDS} | {"convolution": 0.3, "matrix product": 0.2}
+    share = {kind: 0.1 for kind, _ in profile.KINDS} | {
+        "convolution": 0.3, "matrix product": 0.15, "batched product": 0.05,
+    }  # fmt: skip
     profiled = {"name": "step1", "size": "paper", "seconds": 1.0, "share": share}
     files = {"a": {"cases": [ROW]}, "b": {"profile": [profiled, profiled | {"name": "step9"}]}}
     text = page.limits(files)
-    assert "| step1 | paper | 2.00 | 50% | 4.0 |" in text and "step9" not in text
+    assert "| step1 | paper | 2.00 | 50% | 4.0 | 81% | 62% |" in text and "step9" not in text
     assert page.limits({"a": {"cases": [ROW]}}) == ""
 
 
