@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.run import report, run, write
+from benchmarks.sizes import SIZES
 from dcube.errors import InputError
 from dcube.training.runtime import pick_device
 
@@ -13,7 +14,8 @@ def main() -> None:
     """Run the cases asked for; a line per case when it is done, the table at the end."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--only", default="", metavar="NAME", help="cases whose names begin so, for example step2")
-    parser.add_argument("--size", choices=("small", "paper", "tiny"), metavar="small|paper", help="default: both")
+    parser.add_argument("--size", choices=SIZES, metavar="small|paper|card", help="default: small and paper")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; repeatable")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     parser.add_argument("--repeats", type=int, default=5, metavar="N", help="timed calls per side (default 5)")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or mps (default cpu)")
@@ -24,7 +26,7 @@ def main() -> None:
         device = pick_device(options.device)
         rows, rates = [], {}
         for size in [options.size] if options.size else ["small", "paper"]:
-            for kind, value in run(size, options.only, options.repeats, device):
+            for kind, value in run(size, options.only, options.repeats, device, changes=options.set):
                 if kind == "rates":
                     rates[size] = value
                 else:

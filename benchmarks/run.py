@@ -6,7 +6,8 @@ import io
 import math
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,21 @@ COLUMNS = (
 )
 
 
-def run(size: str, only: str, repeats: int, device: torch.device, seed: int = 0) -> Iterator[tuple[str, Any]]:
-    """("case", row) for every case of a size whose name begins with `only`, then ("rates", {dtype: GFLOP/s}).
+def run(
+    name: str, only: str, repeats: int, device: torch.device, seed: int = 0, changes: Sequence[str] = ()
+) -> Iterator[tuple[str, Any]]:
+    """("case", row) for every case of a size whose name begins with `only`, then ("rates", {dtype: GFLOP/s});
+    `changes` are settings, key.path=value.
 
     InputError where none does.
     """
-    chosen = [case for case in all_cases(SIZES[size]) if case.name.startswith(only)]
+    size = replace(SIZES[name], overrides=(*SIZES[name].overrides, *changes))
+    chosen = [case for case in all_cases(size) if case.name.startswith(only)]
     if not chosen:
-        names = ", ".join(case.name for case in all_cases(SIZES[size]))
+        names = ", ".join(case.name for case in all_cases(size))
         raise InputError(f"No case begins with '{only}'; there are {names}.")
     with tempfile.TemporaryDirectory(prefix="dcube-benchmark-") as folder:
-        world = World(SIZES[size], device, Path(folder), seed)
+        world = World(size, device, Path(folder), seed)
         rates = MatrixRates(model_shapes(world.experiment.diffusion), device)
         for case in chosen:
             gc.collect()

@@ -1,4 +1,6 @@
-"""What is measured at which size: the paper's (U-ViT), the recipe `small` (U-Net), and a tiny one for the tests."""
+"""What is measured at which size: the paper's network (U-ViT) at a batch for a CPU, the recipe `small` (U-Net), the
+paper's network at the paper's batch for a GPU, and a tiny one for the tests.
+"""
 
 from dataclasses import dataclass
 
@@ -64,6 +66,10 @@ TINY = (
 )
 SIZES = {
     "paper": Size("paper", "covid-xray", ("diffusion.optimizer.batch_size=8",), (6, 8, 9), NETWORKS, ("resnet50", 256)),
+    "card": Size(
+        "card", "covid-xray", ("classifier.optimizer.batch_size=32",), (6, 8, 9), NETWORKS[2:], ("resnet50", 256),
+        images=256, tested=256,
+    ),
     "small": Size("small", "small", (), (4, 5, 6), NETWORKS, ("tf_efficientnet_lite0", 128), images=64, tested=64),
     "tiny": Size(
         "tiny", "small", TINY, (2, 3), (("test_efficientnet", 32),), ("test_efficientnet", 32),

@@ -6,7 +6,7 @@ command makes what lacks and continues what was interrupted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, read_json, write_json
+from dcube.training.runtime import pick_device
 
 MIDDLE = "cnn, stride 16"
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
@@ -56,9 +57,7 @@ class Cell:
     def cnn(self, settings: Experiment) -> np.ndarray:
         """The pretrained CNN's features [n, d] of `rows`; made once."""
         if "features" not in self._held:
-            how = settings.classifier
-            network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
-            self._held["features"] = cnn_features(network, self.data, self.rows, how.cnn_size)
+            self._held["features"] = cnn_features(_cnn(settings), self.data, self.rows, settings.classifier.cnn_size)
         return self._held["features"]
 
     def probe(self, features: np.ndarray) -> dict[str, Any]:
@@ -102,16 +101,16 @@ class Arm:
     @cached_property
     def diffusion(self) -> Diffusion:
         """The frozen step 1."""
-        cell, config = self.cell, self.settings.diffusion
+        cell, config, device = self.cell, self.settings.diffusion, pick_device(self.settings.runtime.device)
         if not self.trained:
-            return untrained(config, cell.data.channels, cell.data.classes, cell.seed)
+            return untrained(config, cell.data.channels, cell.data.classes, cell.seed, device)
         directory = cell.directory / "step1" / self.name
         finished = directory / "done.json"
         inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key])
         if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
             train_diffusion(cell.data, self.settings, directory, teacher=make_teacher(cell.data, self.settings))
             write_json(finished, {"inputs": inputs})
-        return load_diffusion(directory / "model.safetensors")
+        return load_diffusion(directory / "model.safetensors", device)
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
         """Linear probes of every block and timestep: {"blocks": [{"block", "timestep", "inside": macro-F1 inside the
@@ -143,17 +142,21 @@ class Arm:
 
 def reference_probes(cell: Cell, settings: Experiment) -> None:
     """Probes of raw pixels and of the pretrained CNN, its last map's means and a middle map, left in probe/."""
-    how = settings.classifier
-    network = partial(SubNetwork, how.cnn, how.cnn_weights, how.cnn_size)
+    size = settings.classifier.cnn_size
     made = {
         "pixels": lambda: cell.data.images(cell.rows, PIXELS).flatten(1).numpy(),
         "cnn": lambda: cell.cnn(settings),
-        MIDDLE: lambda: level_features(network(), cell.data, cell.rows, how.cnn_size, LEVEL),
+        MIDDLE: lambda: level_features(_cnn(settings), cell.data, cell.rows, size, LEVEL),
     }
     for name, features in made.items():
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():
             write_json(file, cell.probe(features()))
+
+
+def _cnn(settings: Experiment) -> SubNetwork:
+    how = settings.classifier
+    return SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).to(pick_device(settings.runtime.device))
 
 
 def balanced(features: np.ndarray) -> np.ndarray:
