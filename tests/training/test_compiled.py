@@ -116,7 +116,7 @@ def test_on_a_gpu_the_trial_decides(monkeypatch: pytest.MonkeyPatch, gain: Gain,
     runtime.device = torch.device("cuda")
     runtime.try_compile(lambda: {"dtype": (part, (torch.ones(2, 3),))}, nn.Sequential(part, Part()), 16, 100)
     assert runtime.compile == expected
-    assert asked[0][3:] == (torch.device("cuda"), 16)
+    assert asked[0][3:] == (torch.device("cuda"), 16, 200)  # passes of the training: 100 steps of 2 parts
     assert runtime.milliseconds == {
         "compile: as it is": 2000, "compile: compiled": 1000 * gain.compiled, "compile: compiling": 1000
     }  # fmt: skip
@@ -217,3 +217,17 @@ def test_a_trial_gives_times() -> None:
     needs_a_compiler()
     gain = try_compiled((Part(), (torch.ones(2, 3),)), torch.float32, "sdpa", CPU, 8)
     assert not gain.failure and 0 < gain.compiled < gain.cost and gain.eager > 0
+
+
+def test_a_short_training_is_not_delayed_by_a_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all passes take less than compiling could win back, nothing is compiled and the model stays as it is."""
+    def compiling(*_: Any, **__: Any) -> None:
+        raise RuntimeError("compiled")
+
+    monkeypatch.setattr("dcube.training.compiled.compile_parts", compiling)
+    trial = Part(), (torch.ones(2, 3),)
+    gain = try_compiled(trial, torch.float32, "sdpa", CPU, 8, total=100)
+    assert not gain.failure and gain.eager > 0 and not gain.pays(100)
+    assert set(gain.milliseconds()) == {"compile: as it is"}
+    long = try_compiled(trial, torch.float32, "sdpa", CPU, 8, total=1e12)
+    assert "compiled" in long.failure  # it was tried

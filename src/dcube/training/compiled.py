@@ -1,5 +1,6 @@
 """torch.compile of the parts that a model repeats, where it works and pays."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from torch import nn
 from dcube.training.fastest import MARGIN, Trial, passes
 
 ROUNDS = 10  # of the trial
+SHORT = 80.0  # seconds of passes below which no trial is made: half of them saved would not pay for compiling twice
 RECOMPILATIONS = 64  # of one function: every width and image size is a graph of its own
 
 
@@ -34,7 +36,9 @@ class Gain:
 
     def milliseconds(self) -> dict[str, float]:
         """Its times, for the log."""
-        times = {"as it is": self.eager, "compiled": self.compiled, "compiling": self.cost}
+        times = {"as it is": self.eager}
+        if self.cost:
+            times |= {"compiled": self.compiled, "compiling": self.cost}
         return {f"compile: {name}": round(1000 * seconds, 3) for name, seconds in times.items()}
 
 
@@ -59,10 +63,13 @@ def compile_parts(model: nn.Module, strict: bool = False) -> None:
         part.compile(dynamic=False)
 
 
-def try_compiled(trial: Trial, dtype: torch.dtype, kind: str, device: torch.device, images: int) -> Gain:
+def try_compiled(
+    trial: Trial, dtype: torch.dtype, kind: str, device: torch.device, images: int, total: float = math.inf
+) -> Gain:
     """Forward and backward passes of a part of the model, as it is and compiled, in turns, on `images` images.
 
-    trial: a part of the model and its inputs (training/fastest.py).
+    trial: a part of the model and its inputs (training/fastest.py). `total`: how many such passes the training has;
+    where they take less than SHORT nothing is compiled.
     """
     try:
         module, inputs = trial
@@ -70,6 +77,9 @@ def try_compiled(trial: Trial, dtype: torch.dtype, kind: str, device: torch.devi
         inputs = _map(lambda x: x.repeat(times, *[1] * (x.ndim - 1)).to(device), inputs)
         eager = passes((module, inputs), dtype, kind)
         _seconds(eager, device)  # the device's libraries are loaded on its account
+        once = min(_seconds(eager, device) for _ in range(2))
+        if once * total < SHORT:
+            return Gain(once, once)
         compiled = passes((module, inputs), dtype, kind, partial(compile_parts, strict=True))
         cost = _seconds(compiled, device)
         both = [(_seconds(eager, device), _seconds(compiled, device)) for _ in range(ROUNDS)]

@@ -1,6 +1,7 @@
 """Device, precision and processes: the only file that knows Accelerate."""
 
 import contextlib
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -96,10 +97,11 @@ class Runtime:
         wanted = count > 0 and (self.compile == "always" or (self.compile == "auto" and self.device.type == "cuda"))
         if wanted and self.is_main:
             part = trials()["dtype"]
-            mine = images // self.accelerator.num_processes
-            gain = try_compiled(part, self.dtype, self.attention, self.device, mine)
-            copies = count // max(1, len(compiled_parts(part[0])))
-            wanted = not gain.failure and (self.compile == "always" or gain.pays(steps, copies))
+            mine, copies = images // self.accelerator.num_processes, count // max(1, len(compiled_parts(part[0])))
+            asked = self.compile == "always"
+            total = math.inf if asked else steps * copies
+            gain = try_compiled(part, self.dtype, self.attention, self.device, mine, total)
+            wanted = not gain.failure and (asked or gain.pays(steps, copies))
             if gain.failure:
                 self._say_uncompiled(gain.failure)
             else:
