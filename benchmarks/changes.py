@@ -25,7 +25,7 @@ from dcube.training.runtime import pick_device
 COLUMNS = ("change", "size", "without s", "with s", "ratio", "spread")
 PLAIN = ("diffusion.optimizer.dtype=fp32", "runtime.attention=sdpa")
 BF16 = "diffusion.optimizer.dtype=bf16"
-COMPILED = "runtime.compile=always"
+COMPILED, GRAPHS = "runtime.compile=always", "runtime.graphs=auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ CHANGES = (
            (NO_CYCLE, "classifier.optimizer.dtype=auto")),
     Change("compiled: step1", step1.ours, ("runtime.compile=never",), (COMPILED,)),
     Change("compiled: step2", classifier, (NO_CYCLE, "runtime.compile=never"), (NO_CYCLE, COMPILED)),
+    Change("graph: step1", step1.ours, ("runtime.graphs=never",), (GRAPHS,)),
+    Change("graph: step2", classifier, (NO_CYCLE, "runtime.graphs=never"), (NO_CYCLE, GRAPHS)),
     Change("extract: bf16", lambda world: [(step2.extraction(world, 8), 1.0)], ("features.dtype=fp32",),
            ("features.dtype=bf16",)),
     Change("predict-1: bf16", partial(predict.ours, 1), ("features.predict_dtype=fp32",),
@@ -77,6 +79,8 @@ def measure(change: Change, size: Size, repeats: int, device: torch.device) -> d
             for call, _ in sides[-1]:
                 call()
         if COMPILED in change.with_it and all(call.runtime.compile != "always" for call, _ in sides[-1]):  # type: ignore[attr-defined]
+            return None
+        if GRAPHS in change.with_it and all(call.passes.recording is None for call, _ in sides[-1]):  # type: ignore[attr-defined]
             return None
         without, with_it = map(summary, interleaved(sides[0], sides[1], repeats, device))
     return {

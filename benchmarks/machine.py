@@ -44,8 +44,8 @@ class Flops(TorchDispatchMode):
                 return out
         out = func(*args, **kwargs)
         if formula is not None:
-            tensors = [a for a in args if isinstance(a, torch.Tensor)]
-            self.by_dtype[tensors[-1].dtype] += formula(*args, **kwargs, out_val=out)
+            factor = next(a for a in args if isinstance(a, torch.Tensor) and a.is_floating_point() and a.ndim > 1)
+            self.by_dtype[factor.dtype] += formula(*args, **kwargs, out_val=out)
         return out
 
 

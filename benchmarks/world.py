@@ -1,7 +1,8 @@
 """What the cases share: images, weights, and the program's own training step."""
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,12 @@ from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, frozen_diffusion
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
 from dcube.training.ema import EMA
-from dcube.training.loop import Batch, Parts, Task, keep_choice, make_optimizer, train_step
+from dcube.training.loop import Batch, Parts, Task, keep_choice, make_optimizer, passes_of, train_step
 from dcube.training.order import torch_rng
 from dcube.training.runtime import Runtime
 from dcube.training.state import TrainState
 
+GPU_STEPS = 10  # of a training in one call
 STEPS = 1_000_000  # of the learning rate's schedule; no case comes near
 NOISE = 0.02  # added to every weight: layers that begin at zero would hide mistakes
 
@@ -88,31 +90,50 @@ class World:
 
 
 class Training:
-    """The program's training loop, one step per call: what `dcube.training.loop.train` does between two log rows,
-    the next batch being made by a thread meanwhile.
+    """The program's training loop, `steps` steps per call: what `dcube.training.loop.train` does between two log rows,
+    the next batches being made by threads meanwhile. On a GPU a call is several steps, for it works behind the program
+    and a single one would have its batch made on the other side's clock.
     """
 
     def __init__(self, task: Task, config: OptimizerConfig, world: World) -> None:
         self.task, self.config, self.seed = task, config, world.seed
         settings = world.experiment.runtime.model_copy(update={"device": world.device.type})
         self.runtime = Runtime(settings, config.dtype)
-        self.model = self.runtime.prepare(task.model)
+        model = self.runtime.prepare(task.model)
         self.state = TrainState(task.model, make_optimizer(task, config), EMA(task.model, config.ema_decay))
         keep_choice(self.runtime, task, None, world.folder, config, STEPS)  # by the trial at the start
-        self.loader = ThreadPoolExecutor(1)
-        self.batch = self._load(0)
+        self.passes = passes_of(task, self.runtime, model)
+        self.steps = GPU_STEPS if world.device.type == "cuda" else 1
+        self.pool = ThreadPoolExecutor(self.runtime.loaders)
+        self.batches = deque(self._load(step) for step in range(self.runtime.loaders))
 
     def __call__(self) -> Parts:
-        """One step; ends when the next batch is there, so that nothing of it runs on the other side's clock."""
-        following = self.loader.submit(self._load, self.state.step + 1)
-        parts = train_step(
-            self.task, self.runtime, self.model, self.state, self.batch, self.config, STEPS, self.seed
-        )  # fmt: skip
-        self.batch = following.result()
-        return parts
+        """The steps; returns what the first of them gives. Ends when the next batches are there, so that nothing of
+        them runs on the other side's clock.
+        """
+        parts = [self._step() for _ in range(self.steps)]
+        wait(self.batches)
+        return parts[0]
 
-    def _load(self, step: int) -> Batch:
-        return self.runtime.pin(self.task.batch(step))
+    def plain(self) -> None:
+        """The same, kernel by kernel, so that the operations can be seen."""
+        recorder, self.passes.record = self.passes.record, None
+        self()
+        self.passes.record = recorder
+
+    def _step(self) -> Parts:
+        batch = self.batches.popleft().result()
+        self.batches.append(self._load(self.state.step + self.runtime.loaders))
+        return train_step(
+            self.task, self.runtime, self.passes, self.state, batch, self.config, STEPS, self.seed
+        )  # fmt: skip
+
+    def _load(self, step: int) -> Future[Batch]:
+        return self.pool.submit(lambda: self.runtime.pin(self.task.batch(step)))
+
+    def side(self) -> tuple["Training", float]:
+        """A call, and how often it counts as one step."""
+        return self, 1 / self.steps
 
 
 def perturb(model: nn.Module, seed: int) -> None:

@@ -36,7 +36,7 @@ def task(world: World) -> Task:
 
 def ours(world: World) -> Side:
     """The program's loop."""
-    return [(Training(task(world), world.experiment.diffusion.optimizer, world), 1.0)]
+    return [Training(task(world), world.experiment.diffusion.optimizer, world).side()]
 
 
 def reference(world: World) -> Side:

@@ -38,7 +38,7 @@ def ours(experiment: Experiment, world: World) -> Side:
     """A step of the program's loop, and the extraction of one batch's features for all epochs, divided by them."""
     batch = experiment.classifier.optimizer.batch_size
     step = Training(task(world, experiment), experiment.classifier.optimizer, world)
-    return [(step, 1.0), (extraction(world, batch), 1 / EPOCHS)]
+    return [step.side(), (extraction(world, batch), 1 / EPOCHS)]
 
 
 def extraction(world: World, images: int) -> Callable[[], Any]:

@@ -223,6 +223,8 @@ class RuntimeConfig(Section):
     attention: Literal["auto", "sdpa", "explicit"] = "auto"
     # torch.compile of a model's repeated parts in training; auto: on a GPU, where a trial finds that it pays
     compile: Literal["auto", "always", "never"] = "auto"
+    # a step's passes as one CUDA graph; auto: where one process trains on a GPU (training/graphs.py)
+    graphs: Literal["auto", "never"] = "auto"
     checkpoint_seconds: NonNegative = 60.0
 
 

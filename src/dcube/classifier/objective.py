@@ -47,8 +47,9 @@ class ClassifierObjective:
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """logits, mirrored: [B, K]; y: [B]; cycle: the scalar of eq. 7. Terms that are None count as 0."""
         logits = full_precision(logits)
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        loss = F.cross_entropy(logits, y, weight=weights)
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(logits)  # once: a recorded step may not fetch them
+        loss = F.cross_entropy(logits, y, weight=self.class_weights)
         parts = {"cross_entropy": loss.detach()}
         if cycle is not None:
             loss = loss + self.lambda_cycle * cycle

@@ -27,5 +27,7 @@ class EMA:
         """Take in the weights after the optimiser's step `step` (0-based)."""
         weight = 1 - ema_decay(self.decay, step)
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
-        for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-            mine.copy_(theirs)
+        both = list(zip(self.model.buffers(), model.buffers(), strict=True))
+        for dtype in {theirs.dtype for _, theirs in both}:  # a list of one dtype is copied at once
+            pairs = [pair for pair in both if pair[1].dtype == dtype]
+            torch._foreach_copy_([mine for mine, _ in pairs], [theirs for _, theirs in pairs])

@@ -2,11 +2,12 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +19,13 @@ from dcube.progress import progress
 from dcube.training.clock import Clock, Looks, Watch
 from dcube.training.ema import EMA
 from dcube.training.fastest import Trial
+from dcube.training.graphs import Batch, Parts, Passes
 from dcube.training.log import Log
 from dcube.training.order import key
 from dcube.training.runtime import Runtime, memory_advice
 from dcube.training.state import TrainState, checkpoints
 from dcube.training.team import PartDone
 
-Batch: TypeAlias = dict[str, torch.Tensor]
-Parts: TypeAlias = dict[str, torch.Tensor]
 MOMENTUM = 0.9  # of SGD, where none is given
 LOG_EVERY = 10  # steps between log rows: the loop waits for the device only then
 
@@ -87,6 +87,7 @@ def train(
         log = _begin(state, directory, runtime.is_main)
     with memory_advice(task.memory_settings):
         keep_choice(runtime, task, log, directory, config, steps)
+    passes = passes_of(task, runtime, model)
     buffer: list[tuple[int, Parts]] = []
     saved = time.monotonic()
     clock, ends_early = Clock(log.seconds if log else 0.0, deadline), runtime.any_process(deadline is not None)
@@ -101,10 +102,10 @@ def train(
 
     with progress(task.name, steps, state.step) as advance, memory_advice(task.memory_settings):
         look()
-        for batch in _ahead(lambda step: runtime.pin(task.batch(step)), state.step, steps):
+        for batch in ahead(lambda step: runtime.pin(task.batch(step)), state.step, steps, runtime.loaders):
             if ends_early and runtime.any_process(clock.is_over):
                 break
-            parts = train_step(task, runtime, model, state, batch, config, steps, seed)
+            parts = train_step(task, runtime, passes, state, batch, config, steps, seed)
             buffer.append((state.step, parts))
             due = [hook for hook in task.hooks if state.step % hook.every == 0 or state.step == steps]
             save = time.monotonic() - saved > settings.checkpoint_seconds or state.step == steps
@@ -130,18 +131,27 @@ def train(
     return Trained(state.ema.model, state.step, state.step >= steps, state.extra, clock.paused)
 
 
+def passes_of(task: Task, runtime: Runtime, model: nn.Module) -> Passes:
+    """The forward and backward pass of a step, recorded where the runtime can."""
+    def run(batch: Batch, step: int) -> tuple[torch.Tensor, Parts]:
+        with runtime.autocast():
+            loss, parts = task.loss(model, runtime.share(batch), step)
+        runtime.backward(loss)
+        return loss.detach(), parts
+
+    return Passes(task.model, run, runtime.device, runtime.recorder)
+
+
 def train_step(
-    task: Task, runtime: Runtime, model: nn.Module, state: TrainState, batch: Batch,
+    task: Task, runtime: Runtime, passes: Passes, state: TrainState, batch: Batch,
     config: OptimizerConfig, steps: int, seed: int,
 ) -> Parts:  # fmt: skip
     """One step of the loop: forward, backward, optimiser, EMA; `state.step` moves on. Returns the scalars to log."""
     torch.manual_seed(key(seed, task.name, "step", state.step) + runtime.rank)  # dropout and the like
-    with runtime.autocast():
-        loss, parts = task.loss(model, runtime.share(batch), state.step)
-    runtime.backward(loss)
+    loss, parts = passes(batch, state.step)
     norm = _update(state, config, steps)
     state.step += 1
-    return {"loss": loss.detach(), **parts, "grad_norm": norm}
+    return {"loss": loss, **parts, "grad_norm": norm}
 
 
 def _update(state: TrainState, config: OptimizerConfig, steps: int) -> torch.Tensor:
@@ -183,14 +193,14 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
 
 
-def _ahead(batch: Callable[[int], Batch], start: int, stop: int) -> Iterator[Batch]:
-    """Batches start .. stop-1, the next one loaded by a thread while the device works."""
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(batch, start) if start < stop else None
-        for step in range(start, stop):
-            assert following is not None
-            current = following.result()
-            following = pool.submit(batch, step + 1) if step + 1 < stop else None
+def ahead(batch: Callable[[int], Batch], start: int, stop: int, loaders: int = 1) -> Iterator[Batch]:
+    """Batches start .. stop-1, the next ones loaded by so many threads while the device works."""
+    with ThreadPoolExecutor(loaders) as pool:
+        waiting = deque(pool.submit(batch, step) for step in range(start, min(start + loaders, stop)))
+        for step in range(start + loaders, stop + loaders):
+            current = waiting.popleft().result()
+            if step < stop:
+                waiting.append(pool.submit(batch, step))
             yield current
 
 

@@ -16,9 +16,11 @@ from dcube.config import RuntimeConfig
 from dcube.errors import InputError, MemoryShort
 from dcube.training.compiled import compile_parts, compiled_parts, still_compiles, try_compiled
 from dcube.training.fastest import Trial, fastest, set_attention
+from dcube.training.graphs import Recorder, cuda_graph
 from dcube.training.memory import keep_memory
 from dcube.training.team import team_size
 
+GPU_LOADERS = 3  # threads: a GPU is done with a batch of 128 images before one thread has made the next
 PATIENCE = timedelta(hours=6)  # of a process while the first one validates or draws samples
 
 
@@ -48,12 +50,12 @@ class Runtime:
                 "Several processes train on CUDA GPUs or on the CPU; use --device cpu, or run it without torchrun."
             )
         self.device: torch.device = self.accelerator.device
-        if self.device.type == "cpu":
-            keep_memory()
+        keep_memory()
         self.dtype = named_dtype(dtype, self.device)
         self.attention: str = "sdpa" if config.attention == "auto" else config.attention
         self.milliseconds: dict[str, float] | None = None  # of the trial that chose them, where there was one
         self.compile: str = config.compile
+        self.graphs: bool = config.graphs == "auto"
         self._open = dtype == "auto", config.attention == "auto"  # what a trial may choose
 
     @property
@@ -136,6 +138,17 @@ class Runtime:
             self.attention = attention
         if self.compile == "auto":
             self.compile = compile
+
+    @property
+    def recorder(self) -> Recorder | None:
+        """What records steps: CUDA graphs, where one process trains on a GPU."""
+        alone = self.accelerator.num_processes == 1
+        return cuda_graph if self.graphs and alone and self.device.type == "cuda" else None
+
+    @property
+    def loaders(self) -> int:
+        """Threads that load batches: on a CPU one, which shares the cores with the training."""
+        return GPU_LOADERS if self.device.type == "cuda" else 1
 
     def share(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """This process's part of a global batch (split along the first axis), on its device."""

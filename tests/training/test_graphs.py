@@ -1,0 +1,132 @@
+"""Recorded steps, with a stand-in for CUDA graphs: a replay reads and writes where the recording did."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from dcube.config import OptimizerConfig, RuntimeConfig
+from dcube.training.graphs import WARM_UP, Passes
+from dcube.training.loop import Task, ahead, train
+from dcube.training.runtime import Runtime
+
+CPU = RuntimeConfig(device="cpu", threads=1)
+
+
+class Stub:
+    """Does the work once to see where results and gradients lie, and again, into the same places, when replayed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.recorded, self.replayed = model, 0, 0
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        self.recorded += 1
+        found = work.__closure__  # the lists that `work` fills
+        work()
+        held = next(cell.cell_contents for cell in found or () if isinstance(cell.cell_contents, list))
+        loss, parts = held[0]
+        gradients = [p.grad for p in self.model.parameters()]
+
+        def replay() -> None:
+            self.replayed += 1
+            for parameter in self.model.parameters():
+                parameter.grad = None
+            work()
+            new_loss, new_parts = held.pop()
+            loss.copy_(new_loss)
+            for name, value in parts.items():
+                value.copy_(new_parts[name])
+            for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+                gradient.copy_(parameter.grad)
+                parameter.grad = None  # only what the recording holds counts
+
+        return replay
+
+
+def batch_of(step: int, rows: int = 4) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(rows, 3, generator=torch.Generator().manual_seed(step))}
+
+
+def loss_of(model: nn.Module, batch: dict[str, torch.Tensor], step: int) -> Any:
+    loss = (model(batch["x"]) - batch["x"].sum(1, keepdim=True)).square().mean()
+    return loss, {"error": loss.detach().sqrt()}
+
+
+def trained(run: Path, monkeypatch: pytest.MonkeyPatch, recorder: Any = None, rows: Any = lambda step: 4) -> Any:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    stub = recorder(model) if recorder else None
+    monkeypatch.setattr(Runtime, "recorder", property(lambda self: stub))
+    task = Task("test", model, lambda step: batch_of(step, rows(step)), loss_of, 4.0)
+    result = train(task, OptimizerConfig(steps=12, lr=0.05, dtype="fp32"), 12, 0, run, CPU)
+    return result, model, stub
+
+
+def test_a_recorded_training_is_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plain, _ = trained(tmp_path / "plain", monkeypatch)
+    _, recorded, stub = trained(tmp_path / "recorded", monkeypatch, Stub)
+    assert torch.equal(plain.weight, recorded.weight) and torch.equal(plain.bias, recorded.bias)
+    assert (stub.recorded, stub.replayed) == (1, 12 - WARM_UP)
+    log = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("plain", "recorded")]
+    shorn = [[line.split('"seconds"')[0] for line in lines] for lines in log]
+    assert shorn[0] == shorn[1]  # what is logged of a step is not overwritten by the next
+
+
+def test_another_shape_is_recorded_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grown = {"rows": lambda step: 4 if step < 6 else 8}
+    _, plain, _ = trained(tmp_path / "plain", monkeypatch, **grown)
+    _, recorded, stub = trained(tmp_path / "recorded", monkeypatch, Stub, **grown)
+    assert torch.equal(plain.weight, recorded.weight)
+    assert (stub.recorded, stub.replayed) == (2, 12 - 2 * WARM_UP)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(model: nn.Module) -> Any:
+        def record(work: Callable[[], None]) -> Callable[[], None]:
+            work()  # half of it is done, gradients and all
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+        return record
+
+    _, plain, _ = trained(tmp_path / "plain", monkeypatch)
+    _, other, _ = trained(tmp_path / "refused", monkeypatch, refuse)
+    assert torch.equal(plain.weight, other.weight)
+    said = capsys.readouterr().out
+    assert said.count("cannot be recorded") == 1 and "more" not in said
+
+
+def test_on_a_cpu_nothing_is_recorded() -> None:
+    assert Runtime(CPU).recorder is None
+
+
+def test_on_a_gpu_it_is_unless_it_is_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    for graphs, expected in (("auto", True), ("never", False)):
+        runtime = Runtime(CPU.model_copy(update={"graphs": graphs}))
+        runtime.device = torch.device("cuda")
+        assert (runtime.recorder is not None) == expected and runtime.loaders > 1
+
+
+def test_passes_without_a_recorder_are_the_given_ones() -> None:
+    model = nn.Linear(3, 1)
+    seen: list[int] = []
+
+    def run(batch: dict[str, torch.Tensor], step: int) -> Any:
+        seen.append(step)
+        return torch.zeros(()), {}
+
+    passes = Passes(model, run, torch.device("cpu"))
+    for step in range(WARM_UP + 3):
+        passes(batch_of(step), step)
+    assert seen == list(range(WARM_UP + 3))
+
+
+@pytest.mark.parametrize("loaders", [1, 3])
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (5, 7), (7, 7), (9, 7)])
+def test_batches_come_in_order_however_many_load_them(loaders: int, start: int, stop: int) -> None:
+    made = list(ahead(lambda step: {"x": torch.tensor(step)}, start, stop, loaders))
+    assert [int(batch["x"]) for batch in made] == list(range(start, stop))
