@@ -25,7 +25,7 @@ from dcube.training.runtime import pick_device
 COLUMNS = ("change", "size", "without s", "with s", "ratio", "spread")
 PLAIN = ("diffusion.optimizer.dtype=fp32", "runtime.attention=sdpa")
 BF16 = "diffusion.optimizer.dtype=bf16"
-COMPILED, GRAPHS = "runtime.compile=always", "runtime.graphs=auto"
+COMPILED, UNCOMPILED, GRAPHS = "runtime.compile=always", "runtime.compile=never", "runtime.graphs=auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +56,10 @@ CHANGES = (
     Change("step2: no cycle term", classifier, (WHOLE, CACHED), (NO_CYCLE, CACHED)),
     Change("step2: what the trial at the start chooses", classifier, (NO_CYCLE, "classifier.optimizer.dtype=fp32"),
            (NO_CYCLE, "classifier.optimizer.dtype=auto")),
-    Change("compiled: step1", step1.ours, ("runtime.compile=never",), (COMPILED,)),
-    Change("compiled: step2", classifier, (NO_CYCLE, "runtime.compile=never"), (NO_CYCLE, COMPILED)),
-    Change("graph: step1", step1.ours, ("runtime.graphs=never",), (GRAPHS,)),
-    Change("graph: step2", classifier, (NO_CYCLE, "runtime.graphs=never"), (NO_CYCLE, GRAPHS)),
+    Change("compiled: step1", step1.ours, (UNCOMPILED,), (COMPILED,)),
+    Change("compiled: step2", classifier, (NO_CYCLE, UNCOMPILED), (NO_CYCLE, COMPILED)),
+    Change("graph: step1", step1.ours, (COMPILED, "runtime.graphs=never"), (COMPILED, GRAPHS)),
+    Change("graph: step2", classifier, (NO_CYCLE, UNCOMPILED, "runtime.graphs=never"), (NO_CYCLE, UNCOMPILED, GRAPHS)),
     Change("extract: bf16", lambda world: [(step2.extraction(world, 8), 1.0)], ("features.dtype=fp32",),
            ("features.dtype=bf16",)),
     Change("predict-1: bf16", partial(predict.ours, 1), ("features.predict_dtype=fp32",),

@@ -3,7 +3,7 @@
 import math
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +104,8 @@ class Training:
         keep_choice(self.runtime, task, None, world.folder, config, STEPS)  # by the trial at the start
         self.passes = passes_of(task, self.runtime, model)
         self.steps = GPU_STEPS if world.device.type == "cuda" else 1
-        self.pool = ThreadPoolExecutor(self.runtime.loaders)
+        alone = partial(torch.set_num_threads, 1) if self.runtime.loaders > 1 else None  # as in the loop
+        self.pool = ThreadPoolExecutor(self.runtime.loaders, initializer=alone)
         self.batches = deque(self._load(step) for step in range(self.runtime.loaders))
 
     def __call__(self) -> Parts:

@@ -116,7 +116,8 @@ def test_on_a_gpu_the_trial_decides(monkeypatch: pytest.MonkeyPatch, gain: Gain,
     runtime.device = torch.device("cuda")
     runtime.try_compile(lambda: {"dtype": (part, (torch.ones(2, 3),))}, nn.Sequential(part, Part()), 16, 100)
     assert runtime.compile == expected
-    assert asked[0][3:] == (torch.device("cuda"), 16, 200)  # passes of the training: 100 steps of 2 parts
+    assert asked[0][3:-1] == (torch.device("cuda"), 16, 200)  # passes of the training: 100 steps of 2 parts
+    assert asked[0][-1] is not None  # its steps are recorded
     assert runtime.milliseconds == {
         "compile: as it is": 2000, "compile: compiled": 1000 * gain.compiled, "compile: compiling": 1000
     }  # fmt: skip

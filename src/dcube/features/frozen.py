@@ -144,11 +144,12 @@ class FeatureCache:
         """Maps [B, C_b, h_b, w_b] float16 of cache rows [B], mirrored where `flipped` [B], timestep number `at` [B]; on
         the GPU where the cache has a copy there, else on the CPU.
         """
-        where = rows, flipped.astype(int), at
         if self.on_card is None:
-            values = torch.from_numpy(self.values[where])
-        else:
-            values = self.on_card[tuple(torch.from_numpy(np.asarray(index)) for index in where)]
+            values = torch.from_numpy(self.values[rows, flipped.astype(int), at])
+        else:  # by one number each, fetched from pinned memory: nothing waits for the work that the card still has
+            where = (rows * self.values.shape[1] + flipped) * self.values.shape[2] + at
+            number = torch.from_numpy(where.astype(np.int64)).pin_memory().to(self.on_card.device, non_blocking=True)
+            values = self.on_card.flatten(0, 2).index_select(0, number)
         parts = zip(values.split(self.sizes, 1), self.shapes, strict=True)
         return [part.view(-1, h, w, c).permute(0, 3, 1, 2) for part, (c, h, w) in parts]
 

@@ -10,6 +10,7 @@ from dcube.data.dataset import ImageData
 from dcube.features.subnet import SubNetwork
 from dcube.progress import progress
 from dcube.training.order import key, numpy_rng
+from dcube.training.runtime import pick_device
 
 CHUNK = 32  # images per forward
 HELD_GB = 2.0  # maps of the training set are held in memory up to this size at most
@@ -38,8 +39,8 @@ class CnnTeacher:
         self.config, self.data = settings.diffusion.align, data
         self.batch = 2 * settings.diffusion.optimizer.batch_size  # images of a step
         torch.manual_seed(key(settings.seed, "teacher", "weights"))  # where they are random
-        self.network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size).eval()
-        self.network.requires_grad_(False)
+        network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size)
+        self.network = network.eval().requires_grad_(False).to(pick_device(settings.runtime.device))
         self.rows = data.indices("train")
         self.mean, self.scale = torch.zeros(()), torch.ones(())
         some = numpy_rng(settings.seed, "teacher").permutation(self.rows)[:SCALE_IMAGES]
@@ -72,7 +73,8 @@ class CnnTeacher:
     def _maps(self, rows: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
         images = self.data.images(rows, self.config.size)
         images = torch.where(torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images)
-        return (self.network.level(images, self.config.stride) - self.mean) / self.scale  # type: ignore[no-any-return]
+        maps = self.network.level(images.to(self.network.mean.device), self.config.stride).cpu()
+        return (maps - self.mean) / self.scale
 
     def _all(self) -> torch.Tensor:
         """[n, 2, width, s, s] float16: every training image as it is and mirrored."""

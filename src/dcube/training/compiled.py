@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from dcube.training.fastest import MARGIN, Trial, passes
+from dcube.training.graphs import Recorder
 
 ROUNDS = 10  # of the trial
 SHORT = 80.0  # seconds of passes below which no trial is made: half of them saved would not pay for compiling twice
@@ -64,12 +65,14 @@ def compile_parts(model: nn.Module, strict: bool = False) -> None:
 
 
 def try_compiled(
-    trial: Trial, dtype: torch.dtype, kind: str, device: torch.device, images: int, total: float = math.inf
-) -> Gain:
+    trial: Trial, dtype: torch.dtype, kind: str, device: torch.device, images: int, total: float = math.inf,
+    record: Recorder | None = None,
+) -> Gain:  # fmt: skip
     """Forward and backward passes of a part of the model, as it is and compiled, in turns, on `images` images.
 
     trial: a part of the model and its inputs (training/fastest.py). `total`: how many such passes the training has;
-    where they take less than SHORT nothing is compiled.
+    where they take less than SHORT nothing is compiled. `record`: what the training records its steps with, if it
+    does; kernels are then all that counts, not how long it takes to launch them.
     """
     try:
         module, inputs = trial
@@ -77,16 +80,28 @@ def try_compiled(
         inputs = _map(lambda x: x.repeat(times, *[1] * (x.ndim - 1)).to(device), inputs)
         eager = passes((module, inputs), dtype, kind)
         _seconds(eager, device)  # the device's libraries are loaded on its account
+        eager = _recorded(eager, record)
         once = min(_seconds(eager, device) for _ in range(2))
         if once * total < SHORT:
             return Gain(once, once)
         compiled = passes((module, inputs), dtype, kind, partial(compile_parts, strict=True))
         cost = _seconds(compiled, device)
+        compiled = _recorded(compiled, record)
         both = [(_seconds(eager, device), _seconds(compiled, device)) for _ in range(ROUNDS)]
     except Exception as error:  # whatever a compiler may raise: the model runs without
         return Gain(failure=f"{type(error).__name__}: {error}".splitlines()[0])
     found = [statistics.median(side) for side in zip(*both, strict=True)]
     return Gain(found[0], found[1], cost)
+
+
+def _recorded(run: Callable[[], None], record: Recorder | None) -> Callable[[], None]:
+    if record is None:
+        return run
+    run()  # once more: what is set up at the second call
+    try:
+        return record(run)
+    except Exception:  # its steps will not be recorded either
+        return run
 
 
 def still_compiles(trial: Trial, dtype: torch.dtype, kind: str, device: torch.device) -> str:

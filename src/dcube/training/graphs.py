@@ -4,7 +4,9 @@ A step of these networks is a thousand small kernels: launched one by one they k
 GPU.
 """
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -59,6 +61,12 @@ class Passes:
         if kind != self.kind:
             self.kind, self.seen, self.recording = kind, 0, None
         self.seen += 1
+        if self.seen == WARM_UP:
+            with waits(self.device) as found:
+                result = self.run(batch, step)
+            if found:
+                self._give_up("it waits for the GPU")
+            return result
         if self.recording is None and self.seen > WARM_UP:
             self.recording = self._recorded(batch, step)
         if self.recording is None:
@@ -78,15 +86,35 @@ class Passes:
         fixed, found = {name: v.to(self.device, copy=True) for name, v in batch.items()}, []
         try:
             replay = self.record(lambda: found.append(self.run(fixed, step)))
-        except Exception as error:  # a step that waits for the device, or whatever a library forbids
-            self.record = None
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            print(f"A step cannot be recorded as a CUDA graph ({reason}); its kernels are launched one by one.")
+        except Exception as error:  # whatever a library forbids
+            self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
             for parameter in self.parameters:
                 parameter.grad = None
             return None
         [(loss, parts)] = found
         return Recording(fixed, replay, loss, parts, [parameter.grad for parameter in self.parameters])
+
+
+    def _give_up(self, reason: str) -> None:
+        self.record = None
+        print(f"A step cannot be recorded as a CUDA graph ({reason}); its kernels are launched one by one.")
+
+
+@contextlib.contextmanager
+def waits(device: torch.device) -> Iterator[list[str]]:
+    """Inside, what makes the processor wait for a CUDA device is noted: in a recording it would be an error."""
+    found: list[str] = []
+    if device.type != "cuda":
+        yield found
+        return
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found += [str(warning.message) for warning in told if "synchronizing" in str(warning.message)]
 
 
 def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
@@ -95,6 +123,10 @@ def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             work()
+    except BaseException:  # the generator would believe for good that its numbers are being recorded
+        generator: Any = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
+        raise
     finally:
         torch.cuda.synchronize()
     return graph.replay  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,11 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 
 def ahead(batch: Callable[[int], Batch], start: int, stop: int, loaders: int = 1) -> Iterator[Batch]:
-    """Batches start .. stop-1, the next ones loaded by so many threads while the device works."""
-    with ThreadPoolExecutor(loaders) as pool:
+    """Batches start .. stop-1, the next ones loaded by so many threads while the device works; several threads take
+    one core each, for teams of threads would wait for one another.
+    """
+    alone = None if loaders == 1 else partial(torch.set_num_threads, 1)
+    with ThreadPoolExecutor(loaders, initializer=alone) as pool:
         waiting = deque(pool.submit(batch, step) for step in range(start, min(start + loaders, stop)))
         for step in range(start + loaders, stop + loaders):
             current = waiting.popleft().result()

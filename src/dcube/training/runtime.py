@@ -102,7 +102,7 @@ class Runtime:
             mine, copies = images // self.accelerator.num_processes, count // max(1, len(compiled_parts(part[0])))
             asked = self.compile == "always"
             total = math.inf if asked else steps * copies
-            gain = try_compiled(part, self.dtype, self.attention, self.device, mine, total)
+            gain = try_compiled(part, self.dtype, self.attention, self.device, mine, total, self.recorder)
             wanted = not gain.failure and (asked or gain.pays(steps, copies))
             if gain.failure:
                 self._say_uncompiled(gain.failure)
