@@ -15,12 +15,12 @@ ORDER = (
     *("experiments", "report"),
     *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples", "crossval", "dryrun"),
     *("reproduce", "benchmark"),
-    *("api", "pretraining", "console", "options", "prediction", "studies_cli", "cli"),
+    *("api", "pretraining", "console", "options", "prediction", "studies_cli", "cli", "__main__"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
     *("__init__", "errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
-    *("environment", "runs", "opening", "api", "console", "options", "prediction", "studies_cli", "cli"),
+    *("environment", "runs", "opening", "api", "console", "options", "prediction", "studies_cli", "cli", "__main__"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60
 

@@ -19,16 +19,20 @@ from dcube.diffusion.train import Diffusion
 CLASSES = ("benign", "malignant", "normal")
 
 
-def tiny_data(directory: Path, counts: tuple[int, ...] = (14, 8, 5), channels: int = 1) -> ImageData:
-    """Noise whose brightness follows the class; every fourth image of a class is for validation, one for test."""
+def tiny_data(
+    directory: Path, counts: tuple[int, ...] = (14, 8, 5), channels: int = 1, given: bool = False
+) -> ImageData:
+    """Noise whose brightness follows the class; every fourth image of a class is for validation, one for test; `given`:
+    the store knows that too.
+    """
     records, pixels, splits = [], {}, []
     rng = np.random.default_rng(0)
     for label, count in zip(CLASSES, counts, strict=False):
         for i in range(count):
-            records.append(Record(f"{label}/{i}", label, f"{label}/{i}"))
+            splits.append("test" if i == 2 else "val" if i % 4 == 1 else "train")
+            records.append(Record(f"{label}/{i}", label, f"{label}/{i}", splits[-1] if given else None))
             noise = rng.integers(0, 128, (32, 32, channels)) + 40 * CLASSES.index(label)
             pixels[records[-1].path] = noise.astype(np.uint8).squeeze()
-            splits.append("test" if i == 2 else "val" if i % 4 == 1 else "train")
     images = ImageSet(f"tiny {counts} {channels}", None, tuple(records), lambda record: pixels[record.path])
     return ImageData(build_store(images, DataConfig(size=32, channels=channels), directory), np.array(splits))
 

@@ -34,12 +34,13 @@ def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
 
 def reproduce_step1(
     data: Sequence[str | Path], out: Path, settings: Experiment, *, folds: int = 3, seeds: Sequence[int] = (0, 1),
-    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True, relatives: bool = True,
+    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True, relatives: bool = True, test: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The study of step 1 on every image set of `data`; continues where it was interrupted.
 
-    Leaves OUT/step1.json, step1.md, step1.svg, a sample grid per set, and the cells. A given test split is not
-    touched. Returns what step1.json holds. InputError where OUT holds a study with other settings.
+    Leaves OUT/step1.json, step1.md, step1.svg, a sample grid per set, and the cells. A given test split is not touched
+    but with `test`: when all folds are done, it is predicted after training on all other images. Returns what
+    step1.json holds. InputError where OUT holds a study with other settings.
     """
     check_models(settings)
     if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
@@ -55,7 +56,7 @@ def reproduce_step1(
         write_json(out / "plan.json", asked)
         units = study(
             stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
-            relatives=relatives,
+            relatives=relatives, test=test,
         )  # fmt: skip
         return _write(out, asked, units, settings.evaluation.bootstrap)
 

@@ -72,6 +72,7 @@ def reproduce(
     timesteps: Annotated[str | None, typer.Option(help="step1: timesteps that a probe may choose from (50).")] = None,
     quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter of the training part.")] = None,
     relatives: Annotated[bool | None, typer.Option(help="step1: ask of eq. 4 and its relatives too.")] = None,
+    test: Annotated[bool, typer.Option("--test", help="step1: when all folds are done, the test split too.")] = False,
     budget: Budget = None,
     size: Size = None,
     weights: Weights = None,
@@ -81,7 +82,10 @@ def reproduce(
     debug: Debug = False,
 ) -> None:
     """A claim as one command: tables and figures with paired intervals. Repeat it to continue."""
-    of_step1 = {"--folds": folds, "--timesteps": timesteps, "--quarter": quarter, "--relatives": relatives}
+    of_step1 = {
+        "--folds": folds, "--timesteps": timesteps, "--quarter": quarter, "--relatives": relatives,
+        "--test": test or None,
+    }  # fmt: skip
     of_tables = {
         "--budget": budget, "--size": size, "--weights": weights, "--no-test": no_test or None, "--again": again or None
     }  # fmt: skip
@@ -105,7 +109,7 @@ def reproduce(
     settings = study_settings(recipe, set_ or ())
     reproduce_step1(
         data, out, settings, folds=folds or 3, seeds=repeats, jobs=jobs, timesteps=steps,
-        quarter=quarter is not False, relatives=relatives is not False,
+        quarter=quarter is not False, relatives=relatives is not False, test=test,
     )  # fmt: skip
     typer.echo((out / "step1.md").read_text(encoding="utf-8"))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from dcube.data.dataset import ImageData
+from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
 from dcube.experiments.step1_cell import MIDDLE, Cell, best_blocks, fold_data
@@ -102,3 +103,39 @@ def test_blocks_are_chosen_by_their_figures_inside_the_training_part() -> None:
     inside = [(0, 10, 0.5), (0, 50, 0.9), (1, 10, 0.7), (2, 10, 0.8), (3, 10, 0.1)]
     probed = {"blocks": [{"block": b, "timestep": t, "inside": f} for b, t, f in inside]}
     assert best_blocks(probed, 2) == [0, 2] and best_blocks(probed, 3) == [0, 1, 2]
+
+
+def test_the_test_split_comes_last_and_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data(tmp_path / "store", counts=(18, 16, 15), given=True)
+    given = np.array(data.store.given_splits) == "test"
+    order: list[Unit] = []
+    monkeypatch.setattr("dcube.experiments.step1.run_unit", order.append)
+    asked = run(data, tmp_path / "nothing", test=True, quarter=True)
+    assert [unit.fold is None for unit in order] == sorted(unit.fold is None for unit in order)
+    assert [unit.quarter for unit in asked if unit.fold is None] == [False, True]
+    for unit in asked:
+        held_out, train = (set(cell_of(unit).data.indices(split)) for split in ("test", "train"))
+        test = set(np.flatnonzero(given))
+        assert held_out and not held_out & train and not train & test
+        assert held_out == test if unit.fold is None else not held_out & test
+        if unit.fold is None and not unit.quarter:
+            assert train == set(np.flatnonzero(~given))
+
+
+def test_the_test_split_has_a_table_of_its_own(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "store", counts=(18, 16, 15), given=True)
+    units = run(data, tmp_path / "out", test=True, relatives=False)
+    summary = summarise(units, bootstrap=100)
+    parts = summary["tiny"]
+    assert list(parts) == ["whole", "whole, test"] and parts["whole, test"]["n"] == 3
+    repeats, labels, _ = pooled([unit for unit in units if unit.fold is None], read_cell)
+    expected = macro_f1(labels, repeats["D-Cube"][0].argmax(1), 3)
+    assert parts["whole, test"]["macro_f1"]["D-Cube"]["value"] == pytest.approx(expected)
+    text = markdown(summary)
+    assert "## The test split" in text and "macro-F1, test split" in text
+
+
+def test_data_without_a_test_split_are_refused(data: ImageData, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="brings no test split"):
+        run(data, tmp_path / "out", test=True)
+    assert not (tmp_path / "out").exists()

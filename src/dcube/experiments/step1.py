@@ -1,7 +1,8 @@
 """Does step 1 earn its keep? Probes and whole pipelines by group cross-validation (`dcube reproduce step1`).
 
 For every data set, seed and fold: each arm of step 1 is trained and probed on the held-out fold, then step 2 is trained
-for every system, all with the whole training part and again with a quarter of it. The test split is never touched.
+for every system, all with the whole training part and again with a quarter of it. The test split is not touched until
+all of that is done, and then only where it is asked for.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from dcube.config import Experiment
 from dcube.data.store import Store
+from dcube.errors import InputError
 from dcube.experiments.pool import run_units
 from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system, fold_data, reference_probes
 from dcube.settings import override
@@ -53,7 +55,7 @@ class Unit:
     out: Path
     settings: Experiment
     folds: int
-    fold: int
+    fold: int | None  # None: the given test split, once all else is done
     quarter: bool
     timesteps: tuple[int, ...]
     arms: tuple[str, ...]
@@ -61,8 +63,8 @@ class Unit:
     @property
     def directory(self) -> Path:
         """Where its results lie."""
-        share = "quarter" if self.quarter else "whole"
-        return self.out / self.name / share / f"seed-{self.settings.seed}" / f"fold-{self.fold}"
+        share, part = "quarter" if self.quarter else "whole", "test" if self.fold is None else f"fold-{self.fold}"
+        return self.out / self.name / share / f"seed-{self.settings.seed}" / part
 
     def __str__(self) -> str:
         return str(self.directory.relative_to(self.out))
@@ -70,30 +72,41 @@ class Unit:
 
 def study(
     stores: dict[str, Store], settings: Experiment, out: Path, *, folds: int, seeds: Sequence[int], jobs: int,
-    timesteps: tuple[int, ...], quarter: bool = True, relatives: bool = True,
+    timesteps: tuple[int, ...], quarter: bool = True, relatives: bool = True, test: bool = False,
 ) -> list[Unit]:  # fmt: skip
     """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Step 1 with
     eq. 3 alone, with eq. 4 and with its relatives is asked about with the first seed and the whole training part only.
+    `test`: when every fold is done, the test split that the data bring is predicted after training on all other images.
 
-    InputError where a class has too few groups for the folds, or for a quarter of their training parts.
+    InputError where a class has too few groups for the folds, or for a quarter of their training parts, and with `test`
+    where a set brings no test split.
     """
-    def units_of(arms: Sequence[str], share: bool, some: Sequence[int]) -> list[Unit]:
+    def units_of(
+        arms: Sequence[str], share: bool, some: Sequence[int], parts: Sequence[int | None] = range(folds)
+    ) -> list[Unit]:
         return [
             Unit(
                 name, store.directory, out, settings.model_copy(update={"seed": seed}), folds, fold, share, timesteps,
                 tuple(arms),
             )
-            for seed in some for fold in range(folds) for name, store in stores.items()
+            for seed in some for fold in parts for name, store in stores.items()
         ]  # fmt: skip
 
     whole = units_of((TRAINED, UNTRAINED), False, seeds)
     asked = (PLAIN, *RELATIVES) if relatives else ()  # one after the other: each is answered as early as can be
     others = [unit for arm in asked for unit in units_of((arm,), False, seeds[:1])]
     scarce = units_of((TRAINED, UNTRAINED), True, seeds) if quarter else []
-    for unit in (*whole, *scarce):
+    last: list[Unit] = []
+    if test:
+        if lacking := [name for name, store in stores.items() if "test" not in store.given_splits]:
+            raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
+        shares = (False, True) if quarter else (False,)
+        last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
+    for unit in (*whole, *scarce, *last):
         cell_of(unit)  # too few groups for such parts are found before hours of work
-    run_units(run_unit, [*whole, *others, *scarce], jobs, max(1, settings.runtime.threads))
-    return [*whole, *scarce]
+    for units in ([*whole, *others, *scarce], last):  # nothing of a test split before all folds are done
+        run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
+    return [*whole, *scarce, *last]
 
 
 def run_unit(unit: Unit) -> None:
@@ -119,7 +132,8 @@ def cell_of(unit: Unit) -> Cell:
 
 
 def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
-    """Out-of-fold probabilities of one data set and share: ({system: [N, K] per seed}, labels [N], groups [N]).
+    """Probabilities of one data set and share, pooled over the folds: ({system: [N, K] per seed}, labels [N], groups
+    [N]).
     """
     seeds = sorted({unit.settings.seed for unit in units})
     repeats: dict[str, list[np.ndarray]] = {}

@@ -72,12 +72,17 @@ class Cell:
         return {"inside": inside, "probabilities": probabilities.round(DIGITS).tolist()}
 
 
-def fold_data(store: Store, seed: int, folds: int, fold: int, quarter: bool) -> ImageData:
+def fold_data(store: Store, seed: int, folds: int, fold: int | None, quarter: bool) -> ImageData:
     """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a quarter of it.
+    None: the given test split is "test", all else "train", or a quarter of it.
 
     InputError where a class has too few groups for the folds, or fewer than two in the training part.
     """
-    splits = scarce(store, fold_splits(store, folds, seed)[fold], seed, share=0.25 if quarter else None)
+    if fold is None:
+        splits = np.where(np.array(store.given_splits) == "test", "test", "train").astype("<U5")
+    else:
+        splits = fold_splits(store, folds, seed)[fold]
+    splits = scarce(store, splits, seed, share=0.25 if quarter else None)
     train, groups = splits == "train", np.array(store.groups)
     for label, name in enumerate(store.classes):
         if len(set(groups[train & (store.labels == label)])) < 2:

@@ -13,6 +13,11 @@ from dcube.experiments.step1_cell import MIDDLE, Cell
 from dcube.files import read_json
 
 PROBE, JOINED, TWO = "probe: ", " + CNN", ", two readers"
+SHARES = {  # of the images a training part has, and what is predicted
+    "whole": "The whole training part", "quarter": "A quarter of the training part",
+    "whole, test": "The test split, after training on all other images",
+    "quarter, test": "The test split, after training on a quarter of the other images",
+}  # fmt: skip
 QUESTIONS = (  # (figure, compared with): each a paired difference
     (PROBE + TRAINED, PROBE + UNTRAINED),
     (PROBE + TRAINED, PROBE + "pixels"),
@@ -54,13 +59,16 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
 
 
 def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
-    """{data set: {"whole" or "quarter": {"n", "groups", "macro_f1": {system: M}, "differences": [{"of", "to", ..M}],
-    "chosen": {arm: [[block, timestep] of each cell]}, "inside": {arm: macro-F1}}}}; M as in `repeated_metric`.
+    """{data set: {share: {"n", "groups", "macro_f1": {system: M}, "differences": [{"of", "to", ..M}],
+    "chosen": {arm: [[block, timestep] of each cell]}, "inside": {arm: macro-F1}}}}; M as in `repeated_metric`,
+    shares as in SHARES.
     """
     result: dict[str, Any] = {}
     for name in dict.fromkeys(unit.name for unit in units):
-        for quarter in sorted({unit.quarter for unit in units}):
-            chosen = [unit for unit in units if unit.name == name and unit.quarter == quarter]
+        for title in SHARES:
+            chosen = [unit for unit in units if unit.name == name and _share(unit) == title]
+            if not chosen:
+                continue
             repeats, labels, groups = pooled(chosen, read_cell)
             share = {
                 "n": len(labels), "groups": len(set(groups.tolist())), "folds": chosen[0].folds,
@@ -75,8 +83,12 @@ def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
                 ],
                 "chosen": _chosen(chosen), "inside": _inside(chosen),
             }  # fmt: skip
-            result.setdefault(name, {})["quarter" if quarter else "whole"] = share
+            result.setdefault(name, {})[title] = share
     return result
+
+
+def _share(unit: Unit) -> str:
+    return ("quarter" if unit.quarter else "whole") + (", test" if unit.fold is None else "")
 
 
 def _difference(
@@ -116,12 +128,13 @@ def markdown(summary: dict[str, Any]) -> str:
     every arm of step 1 what its block promised inside the training part beside what it kept.
     """
     lines: list[str] = []
-    for share in ("whole", "quarter"):
+    for share, title in SHARES.items():
         held = {name: parts[share] for name, parts in summary.items() if share in parts}
         if not held:
             continue
-        lines += [f"## {'The whole training part' if share == 'whole' else 'A quarter of the training part'}", ""]
-        lines += ["| macro-F1, out of fold | " + " | ".join(held) + " |", "| --- |" + " --- |" * len(held)]
+        what = "test split" if share.endswith("test") else "out of fold"
+        lines += [f"## {title}", ""]
+        lines += [f"| macro-F1, {what} | " + " | ".join(held) + " |", "| --- |" + " --- |" * len(held)]
         for system in dict.fromkeys(s for part in held.values() for s in part["macro_f1"]):
             cells = [_cell(part["macro_f1"].get(system), signed=False) for part in held.values()]
             lines.append(f"| {system} | " + " | ".join(cells) + " |")
@@ -133,7 +146,7 @@ def markdown(summary: dict[str, Any]) -> str:
             ]
             if any(cell != "" for cell in row):
                 lines.append(f"| {a} - {b.removeprefix(PROBE)} | " + " | ".join(row) + " |")
-        lines += ["", "| inside the training part -> out of fold | " + " | ".join(held) + " |"]
+        lines += ["", f"| inside the training part -> {what} | " + " | ".join(held) + " |"]
         lines += ["| --- |" + " --- |" * len(held)]
         for arm in dict.fromkeys(arm for part in held.values() for arm in part["inside"]):
             lines.append(f"| {arm} | " + " | ".join(_kept(part, arm) for part in held.values()) + " |")

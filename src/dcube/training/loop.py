@@ -81,9 +81,9 @@ def train(
     Of several processes each trains on its part of every batch; all but the first end in PartDone.
     """
     runtime = Runtime(settings, config.dtype, task.unused)
-    model = runtime.prepare(task.model)
-    optimizer = make_optimizer(task, config)
-    state = TrainState(task.model, optimizer, EMA(task.model, config.ema_decay))
+    with memory_advice(task.memory_settings):
+        model = runtime.prepare(task.model)
+        state = TrainState(task.model, make_optimizer(task, config), EMA(task.model, config.ema_decay))
     with runtime.main_first():
         log = _begin(state, directory, runtime.is_main)
     with memory_advice(task.memory_settings):

@@ -32,11 +32,14 @@ class Runtime:
 
     def __init__(self, config: RuntimeConfig, dtype: str = "fp32", unused: bool = False) -> None:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         check_device(config.device)
         use_threads(config)
         together = team_size() > 1 and pick_device(config.device).type == "cpu"
+        if team_size() == 1:  # Accelerate would keep the device of the process's first training for all others
+            AcceleratorState._reset_state(True)
         self.accelerator = Accelerator(
             cpu=config.device == "cpu" or together,
             kwargs_handlers=[
