@@ -64,7 +64,8 @@ def measure(size: Size, classes: int, repeats: int, device: torch.device) -> dic
             with PeakMemory(device) as peak:
                 call = make()
                 call()
-            figures[f"{name}_s"] = summary([seconds(call, device) for _ in range(repeats)])[0]
+            steps = getattr(call, "steps", 1)  # of a training in one call
+            figures[f"{name}_s"] = summary([seconds(call, device) / steps for _ in range(repeats)])[0]
             figures[f"{name}_mib"] = peak.mib
         return figures
 

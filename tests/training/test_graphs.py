@@ -1,7 +1,13 @@
 """Recorded steps, with a stand-in for CUDA graphs: a replay reads and writes where the recording did."""
 
+import contextlib
+import gc
+import warnings
+import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -9,7 +15,7 @@ import torch
 from torch import nn
 
 from dcube.config import OptimizerConfig, RuntimeConfig
-from dcube.training.graphs import WARM_UP, Passes
+from dcube.training.graphs import WARM_UP, Passes, cuda_graph, waits
 from dcube.training.loop import Task, ahead, train
 from dcube.training.runtime import Runtime
 
@@ -98,6 +104,57 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     assert torch.equal(plain.weight, other.weight)
     said = capsys.readouterr().out
     assert said.count("cannot be recorded") == 1 and "more" not in said
+
+
+def test_only_a_wait_of_the_own_thread_stands_against_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not torch's remark at the first use of its watch, not other warnings, not what a loading thread waits for."""
+    def watch(mode: str) -> None:
+        if mode == "warn":
+            text = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing ones"
+            warnings.warn(text, stacklevel=1)
+
+    def wait() -> None:
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally)", stacklevel=1)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", watch)
+    with waits(torch.device("cuda")) as found:
+        loader = Thread(target=wait)
+        loader.start()
+        loader.join()
+    assert not found
+    with pytest.warns(UserWarning, match="another matter"), waits(torch.device("cuda")) as found:
+        warnings.warn("another matter", stacklevel=1)
+        wait()
+    assert len(found) == 1
+    with waits(torch.device("cpu")) as found:
+        pass
+    assert not found
+
+
+def test_a_recording_holds_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        replayed = 0
+
+        def replay(self) -> None:
+            Graph.replayed += 1
+
+    for name in ("current_stream", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda: None)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: contextlib.nullcontext())
+    module = nn.Linear(1, 1)
+    alive = weakref.ref(module)
+    replay = cuda_graph(partial(module, torch.ones(1)))
+    del module
+    gc.collect()
+    replay()
+    assert alive() is not None and Graph.replayed == 1
+
+
+def test_after_a_failed_recording_none_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dcube.training.graphs.FAILED", ["operation not permitted"])
+    with pytest.raises(RuntimeError, match="earlier recording failed: operation not permitted"):
+        cuda_graph(lambda: pytest.fail("done"))
 
 
 def test_on_a_cpu_nothing_is_recorded() -> None:

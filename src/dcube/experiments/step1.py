@@ -66,6 +66,11 @@ class Unit:
         share, part = "quarter" if self.quarter else "whole", "test" if self.fold is None else f"fold-{self.fold}"
         return self.out / self.name / share / f"seed-{self.settings.seed}" / part
 
+    @property
+    def is_done(self) -> bool:
+        """Whether every system of step 2 has answered."""
+        return all((self.directory / "step2" / f"{system}.json").is_file() for system in SYSTEMS)
+
     def __str__(self) -> str:
         return str(self.directory.relative_to(self.out))
 
@@ -76,7 +81,8 @@ def study(
 ) -> list[Unit]:  # fmt: skip
     """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Step 1 with
     eq. 3 alone, with eq. 4 and with its relatives is asked about with the first seed and the whole training part only.
-    `test`: when every fold is done, the test split that the data bring is predicted after training on all other images.
+    `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
+    without it cells where that is done already are returned too.
 
     InputError where a class has too few groups for the folds, or for a quarter of their training parts, and with `test`
     where a set brings no test split.
@@ -96,16 +102,18 @@ def study(
     asked = (PLAIN, *RELATIVES) if relatives else ()  # one after the other: each is answered as early as can be
     others = [unit for arm in asked for unit in units_of((arm,), False, seeds[:1])]
     scarce = units_of((TRAINED, UNTRAINED), True, seeds) if quarter else []
-    last: list[Unit] = []
-    if test:
-        if lacking := [name for name, store in stores.items() if "test" not in store.given_splits]:
-            raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
-        shares = (False, True) if quarter else (False,)
-        last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
+    lacking = [name for name, store in stores.items() if "test" not in store.given_splits]
+    if test and lacking:
+        raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
+    shares = (False, True) if quarter else (False,)
+    last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
+    if not test:
+        last = [unit for unit in last if unit.is_done]
     for unit in (*whole, *scarce, *last):
         cell_of(unit)  # too few groups for such parts are found before hours of work
     for units in ([*whole, *others, *scarce], last):  # nothing of a test split before all folds are done
-        run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
+        if units:
+            run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
     return [*whole, *scarce, *last]
 
 

@@ -139,7 +139,8 @@ class Arm:
                 if best is None or result["inside"] > best[0]["inside"]:
                     best = result, features
         assert best is not None
-        joined = np.concatenate([balanced(best[1]), balanced(cell.cnn(self.settings))], axis=1)
+        seen = len(cell.data.indices("train"))
+        joined = np.concatenate([balanced(best[1], seen), balanced(cell.cnn(self.settings), seen)], axis=1)
         found = {"blocks": table, "probabilities": best[0]["probabilities"], "with_cnn": cell.probe(joined)}
         write_json(file, found)
         return found
@@ -164,9 +165,9 @@ def _cnn(settings: Experiment) -> SubNetwork:
     return SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).to(pick_device(settings.runtime.device))
 
 
-def balanced(features: np.ndarray) -> np.ndarray:
-    """At unit variance in sum, so that a PCA of several does not see the larger one alone."""
-    return features / np.sqrt(features.var(0).sum() + 1e-12)
+def balanced(features: np.ndarray, seen: int) -> np.ndarray:
+    """At unit variance in sum over the first `seen` rows: a PCA of several is then not one of the largest alone."""
+    return features / np.sqrt(features[:seen].var(0).sum() + 1e-12)
 
 
 def best_blocks(probed: Mapping[str, Any], count: int) -> list[int]:

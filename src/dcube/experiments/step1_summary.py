@@ -71,7 +71,8 @@ def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
                 continue
             repeats, labels, groups = pooled(chosen, read_cell)
             share = {
-                "n": len(labels), "groups": len(set(groups.tolist())), "folds": chosen[0].folds,
+                "n": len(labels), "groups": len(set(groups.tolist())),
+                "folds": None if chosen[0].fold is None else chosen[0].folds,
                 "seeds": sorted({unit.settings.seed for unit in chosen}),
                 "macro_f1": {
                     system: repeated_metric(p, labels, groups, bootstrap=bootstrap) for system, p in repeats.items()

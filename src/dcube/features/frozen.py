@@ -147,6 +147,7 @@ class FeatureCache:
         if self.on_card is None:
             values = torch.from_numpy(self.values[rows, flipped.astype(int), at])
         else:  # by one number each, fetched from pinned memory: nothing waits for the work that the card still has
+            assert self.values.shape[1] == 2 or not np.any(flipped)  # the next image would be read instead
             where = (rows * self.values.shape[1] + flipped) * self.values.shape[2] + at
             number = torch.from_numpy(where.astype(np.int64)).pin_memory().to(self.on_card.device, non_blocking=True)
             values = self.on_card.flatten(0, 2).index_select(0, number)

@@ -28,8 +28,8 @@ def make_teacher(data: ImageData, settings: Experiment) -> "CnnTeacher | None":
 
 
 class CnnTeacher:
-    """Maps [n, width, s, s] of the CNN of `diffusion.align` for training images, on the CPU: made as they are asked
-    for, until they are held.
+    """Maps [n, width, s, s] of the CNN of `diffusion.align` for training images: made as they are asked for, on the
+    device of the training, until they are held, on the CPU.
 
     Each channel has mean 0 and deviation 1 over the training images: as they come, the positions of all images point
     nearly the same way, and a network has a high cosine with them that knows nothing of the image.
@@ -42,17 +42,18 @@ class CnnTeacher:
         network = SubNetwork(self.config.cnn, settings.classifier.cnn_weights, self.config.size)
         self.network = network.eval().requires_grad_(False).to(pick_device(settings.runtime.device))
         self.rows = data.indices("train")
-        self.mean, self.scale = torch.zeros(()), torch.ones(())
+        self.mean: torch.Tensor | float = 0.0
+        self.scale: torch.Tensor | float = 1.0
         some = numpy_rng(settings.seed, "teacher").permutation(self.rows)[:SCALE_IMAGES]
         chunks = [some[start : start + CHUNK] for start in range(0, len(some), CHUNK)]
         begin = time.monotonic()
         maps = torch.cat([self._maps(rows, np.zeros(len(rows), bool)) for rows in chunks])
-        self.seconds = (time.monotonic() - begin) / len(some) * 2 * len(self.rows)  # that all maps would take
         self.width = maps.shape[1]
         self.gigabytes = 2 * len(self.rows) * maps[0].numel() * 2 / 1e9  # of all maps, held
         self.held: torch.Tensor | None = None
         deviation = maps.std((0, 2, 3))
         floor = 0.01 * float(deviation.mean()) + 1e-6  # a channel that hardly moves says nothing, and is not blown up
+        self.seconds = (time.monotonic() - begin) / len(some) * 2 * len(self.rows)  # that all maps would take
         self.mean, self.scale = maps.mean((0, 2, 3))[:, None, None], deviation.clamp(min=floor)[:, None, None]
 
     def pays(self, steps: int) -> bool:
@@ -67,14 +68,17 @@ class CnnTeacher:
         """[n, width, s, s] of the training images at `positions` [n], mirrored where `flipped` [n] bool."""
         if self.held is not None:
             return self.held[torch.from_numpy(positions), torch.from_numpy(flipped.astype(np.int64))].float()
-        return self._maps(self.rows[positions], flipped)
+        return self._maps(self.rows[positions], flipped).clone()  # inference tensors cannot be saved for backward
 
     @torch.inference_mode()
     def _maps(self, rows: np.ndarray, flipped: np.ndarray) -> torch.Tensor:
-        images = self.data.images(rows, self.config.size)
-        images = torch.where(torch.from_numpy(flipped)[:, None, None, None], images.flip(-1), images)
-        maps = self.network.level(images.to(self.network.mean.device), self.config.stride).cpu()
-        return (maps - self.mean) / self.scale
+        images, mirrored = self.data.images(rows, self.config.size), torch.from_numpy(flipped)[:, None, None, None]
+        images = torch.where(mirrored, images.flip(-1), images)
+        device = self.network.mean.device
+        if device.type == "cuda":
+            images = images.pin_memory()  # a thread that loads batches does not wait for the work the card still has
+        maps = self.network.level(images.to(device, non_blocking=True), self.config.stride)
+        return (maps - self.mean) / self.scale  # type: ignore[no-any-return]
 
     def _all(self) -> torch.Tensor:
         """[n, 2, width, s, s] float16: every training image as it is and mirrored."""
@@ -82,7 +86,7 @@ class CnnTeacher:
         with progress("teacher", len(self.rows)) as advance:
             for start in range(0, len(self.rows), CHUNK):
                 rows = self.rows[start : start + CHUNK]
-                both = [self._maps(rows, np.full(len(rows), mirror)).half() for mirror in (False, True)]
+                both = [self._maps(rows, np.full(len(rows), mirror)).half().cpu() for mirror in (False, True)]
                 parts.append(torch.stack(both, dim=1))
                 advance(start + len(rows), "")
         return torch.cat(parts)

@@ -5,9 +5,11 @@ GPU.
 """
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -15,6 +17,8 @@ from torch import nn
 
 Batch: TypeAlias = dict[str, torch.Tensor]
 Parts: TypeAlias = dict[str, torch.Tensor]
+WAIT = "called a synchronizing CUDA operation"  # torch's words
+FAILED: list[str] = []  # after a recording that failed none is tried again in this process: torch may be in disorder
 WARM_UP = 3  # steps of a kind before it is recorded: libraries make their choices and set themselves up in them
 
 
@@ -41,8 +45,8 @@ class Passes:
     """Forward and backward passes of the steps of a training; called with (batch, step), returns the loss and its
     parts, detached, with the gradients left in the parameters.
 
-    run: the two passes as they are. `record`: None, or what records them, once for every kind of batch (names, shapes
-    and dtypes); what cannot be recorded runs as it is, which is said once.
+    run: the two passes as they are. `record`: None, or what records them, anew when a batch of another kind comes
+    (names, shapes, dtypes); what cannot be recorded runs as it is, which is said once.
     """
 
     def __init__(
@@ -102,31 +106,50 @@ class Passes:
 
 @contextlib.contextmanager
 def waits(device: torch.device) -> Iterator[list[str]]:
-    """Inside, what makes the processor wait for a CUDA device is noted: in a recording it would be an error."""
+    """Inside, what makes this thread wait for a CUDA device is noted: in a recording it would be an error."""
     found: list[str] = []
     if device.type != "cuda":
         yield found
         return
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+    mine, show = threading.get_ident(), warnings.showwarning
+
+    def note(message: Warning | str, *where: Any, **more: Any) -> None:
+        if WAIT not in str(message):
+            show(message, *where, **more)
+        elif threading.get_ident() == mine:  # threads that load batches may wait
+            found.append(str(message))
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("warn")
+        warnings.filterwarnings("always", WAIT)
+        warnings.showwarning = note
         try:
             yield found
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    found += [str(warning.message) for warning in told if "synchronizing" in str(warning.message)]
 
 
 def cuda_graph(work: Callable[[], None]) -> Callable[[], None]:
     """Records the kernels of `work` on the current CUDA device. Other threads, which load batches, may go on."""
+    if FAILED:
+        raise RuntimeError(f"an earlier recording failed: {FAILED[0]}")
     graph: Any = torch.cuda.CUDAGraph()
+    stream: Any = torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             work()
-    except BaseException:  # the generator would believe for good that its numbers are being recorded
+    except BaseException as error:  # torch leaves its stream, and a generator that takes itself to be recorded
+        torch.cuda.set_stream(stream)
         generator: Any = torch.cuda.default_generators[torch.cuda.current_device()]
         generator.graphsafe_set_state(generator.clone_state())
+        FAILED.append(str(error).splitlines()[0] if str(error) else type(error).__name__)
         raise
     finally:
         torch.cuda.synchronize()
-    return graph.replay  # type: ignore[no-any-return]
+    return partial(_replay, graph, work)
+
+
+def _replay(graph: Any, work: Callable[[], None]) -> None:
+    """`work` is held: what is recorded reads and writes its tensors."""
+    graph.replay()

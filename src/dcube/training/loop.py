@@ -81,12 +81,12 @@ def train(
     Of several processes each trains on its part of every batch; all but the first end in PartDone.
     """
     runtime = Runtime(settings, config.dtype, task.unused)
-    with memory_advice(task.memory_settings):
+    advice = runtime.memory_settings(task.memory_settings)
+    with memory_advice(advice):
         model = runtime.prepare(task.model)
         state = TrainState(task.model, make_optimizer(task, config), EMA(task.model, config.ema_decay))
-    with runtime.main_first():
-        log = _begin(state, directory, runtime.is_main)
-    with memory_advice(task.memory_settings):
+        with runtime.main_first():
+            log = _begin(state, directory, runtime.is_main)
         keep_choice(runtime, task, log, directory, config, steps)
     passes = passes_of(task, runtime, model)
     buffer: list[tuple[int, Parts]] = []
@@ -101,7 +101,7 @@ def train(
             log.write(row)
         return row
 
-    with progress(task.name, steps, state.step) as advance, memory_advice(task.memory_settings):
+    with progress(task.name, steps, state.step) as advance, memory_advice(advice):
         look()
         for batch in ahead(lambda step: runtime.pin(task.batch(step)), state.step, steps, runtime.loaders):
             if ends_early and runtime.any_process(clock.is_over):
@@ -198,14 +198,18 @@ def ahead(batch: Callable[[int], Batch], start: int, stop: int, loaders: int = 1
     """Batches start .. stop-1, the next ones loaded by so many threads while the device works; several threads take
     one core each, for teams of threads would wait for one another.
     """
-    alone = None if loaders == 1 else partial(torch.set_num_threads, 1)
-    with ThreadPoolExecutor(loaders, initializer=alone) as pool:
-        waiting = deque(pool.submit(batch, step) for step in range(start, min(start + loaders, stop)))
-        for step in range(start + loaders, stop + loaders):
-            current = waiting.popleft().result()
-            if step < stop:
-                waiting.append(pool.submit(batch, step))
-            yield current
+    threads, alone = torch.get_num_threads(), None if loaders == 1 else partial(torch.set_num_threads, 1)
+    try:
+        with ThreadPoolExecutor(loaders, initializer=alone) as pool:
+            waiting = deque(pool.submit(batch, step) for step in range(start, min(start + loaders, stop)))
+            for step in range(start + loaders, stop + loaders):
+                current = waiting.popleft().result()
+                if step < stop:
+                    waiting.append(pool.submit(batch, step))
+                yield current
+    finally:
+        if alone:
+            torch.set_num_threads(threads)  # also of threads that are still to come
 
 
 def _flush(buffer: list[tuple[int, Parts]], name: str, directory: Path) -> dict[str, Any]:

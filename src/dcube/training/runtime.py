@@ -38,8 +38,9 @@ class Runtime:
         check_device(config.device)
         use_threads(config)
         together = team_size() > 1 and pick_device(config.device).type == "cpu"
-        if team_size() == 1:  # Accelerate would keep the device of the process's first training for all others
-            AcceleratorState._reset_state(True)
+        held = AcceleratorState._shared_state.get("device")
+        if team_size() == 1 and held is not None and held.type != pick_device(config.device).type:
+            AcceleratorState._reset_state(True)  # or the process's first training would settle the device of all others
         self.accelerator = Accelerator(
             cpu=config.device == "cpu" or together,
             kwargs_handlers=[
@@ -147,6 +148,10 @@ class Runtime:
         """What records steps: CUDA graphs, where one process trains on a GPU."""
         alone = self.accelerator.num_processes == 1
         return cuda_graph if self.graphs and alone and self.device.type == "cuda" else None
+
+    def memory_settings(self, settings: str) -> str:
+        """Settings to lower where memory does not suffice: a recorded step holds on to what it needs."""
+        return f"{settings}, or set runtime.graphs=never" if self.recorder else settings
 
     @property
     def loaders(self) -> int:
