@@ -98,7 +98,6 @@ class Passes:
         [(loss, parts)] = found
         return Recording(fixed, replay, loss, parts, [parameter.grad for parameter in self.parameters])
 
-
     def _give_up(self, reason: str) -> None:
         self.record = None
         print(f"A step cannot be recorded as a CUDA graph ({reason}); its kernels are launched one by one.")
