@@ -153,3 +153,17 @@ def test_a_share_is_about_as_large_as_it_says() -> None:
     assert (keep_share(labels, groups, 0.25, 0) != keep_share(labels, groups, 0.25, 1)).any()
     with pytest.raises(InputError, match="share of 0"):
         keep_share(labels, groups, 0, 0)
+
+
+def test_a_share_of_the_images_is_a_share_of_the_patients() -> None:
+    """One patient with a quarter of a class's images does not stand for a quarter of its patients."""
+    sizes = [134, *[30] * 5, *[14] * 18]
+    labels = [name for name in ("a", "b") for size in sizes for _ in range(size)]
+    groups = [f"{name}{i}" for name in ("a", "b") for i, size in enumerate(sizes) for _ in range(size)]
+    for share, few in ((0.25, 4), (0.1, 2)):
+        for seed in range(3):
+            kept = keep_share(labels, groups, share, seed)
+            for name in ("a", "b"):
+                mine = kept & (np.array(labels) == name)
+                assert abs(mine.sum() / (len(labels) / 2) - share) < 0.04
+                assert len(set(np.array(groups)[mine])) >= few

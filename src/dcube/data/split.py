@@ -8,6 +8,7 @@ from dcube.data.records import SPLITS
 from dcube.errors import InputError
 
 _ATTEMPTS = 20  # random orders that are tried; the most even one is taken
+_DRAWS, _DRAWN = 200, 200_000  # draws of a share of the groups at most, and groups looked at in all of them
 _EVEN = 0.01  # deviation of a class's share in a part at which the search ends early
 
 
@@ -84,14 +85,49 @@ def assign_folds(labels: Sequence[str], groups: Sequence[str], folds: int, seed:
 
 
 def keep_share(labels: Sequence[str], groups: Sequence[str], share: float, seed: int) -> np.ndarray:
-    """Which images stay when about `share` (0 .. 1, both excluded) of them is kept, [N] bool: whole groups, each class
-    in proportion and with at least one group. InputError for another share.
+    """Which images stay when about `share` (0 .. 1, both excluded) of them is kept, [N] bool: whole groups, a random
+    draw of them, of each class in proportion and at least one. InputError for another share.
+
+    Of many draws the one counts whose share is nearest in images and in groups alike: a share of the images that is one
+    patient with many is no share of the patients.
     """
     if not 0 < share < 1:
         raise InputError(f"A share of {share:g} of the training images makes no sense; give one above 0 and below 1.")
-    shares = np.array([share, 1 - share])
-    kept: np.ndarray = _deal(np.asarray(labels), np.asarray(groups), shares, seed, need_all=False) == 0
+    counts, group_index = _counts(np.asarray(labels), np.asarray(groups))
+    wholes = counts.sum(0), (counts > 0).sum(0)  # images and groups of every class
+    rng = np.random.default_rng([seed, 0x5B117])
+    best, chosen = np.inf, np.zeros(len(counts), bool)
+    for _ in range(max(5, min(_DRAWS, _DRAWN // len(counts)))):
+        kept = _draw_once(counts, share, rng)
+        held = counts[kept].sum(0), (counts[kept] > 0).sum(0)
+        uneven = max(float(np.abs(part / whole - share).max()) for part, whole in zip(held, wholes, strict=True))
+        if uneven < best:
+            best, chosen = uneven, kept
+    found: np.ndarray = chosen[group_index]
+    return found
+
+
+def _draw_once(counts: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Groups [G] bool in random order as long as no class has more than its share; first one for every class."""
+    kept, held, most = np.zeros(len(counts), bool), np.zeros(counts.shape[1]), share * counts.sum(0) + 0.5
+    order = rng.permutation(len(counts))
+    for label in np.argsort((counts > 0).sum(0), kind="stable"):  # the rarest class has the least choice
+        if held[label] == 0:
+            first = order[counts[order, label] > 0][0]
+            kept[first], held = True, held + counts[first]
+    for group in order:
+        if not kept[group] and not (held + counts[group] > most)[counts[group] > 0].any():
+            kept[group], held = True, held + counts[group]
     return kept
+
+
+def _counts(labels: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images per group and class [G, K], and the number of every image's group [N]."""
+    classes, label_index = np.unique(labels, return_inverse=True)
+    names, group_index = np.unique(groups, return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))
+    np.add.at(counts, (group_index, label_index), 1)
+    return counts, group_index
 
 
 def _deal(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int, *, need_all: bool) -> np.ndarray:
@@ -100,10 +136,8 @@ def _deal(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int,
     Written here because scikit-learn's StratifiedGroupKFold deals equal shares only, and may leave a class out
     of a part that could have had it.
     """
-    classes, label_index = np.unique(labels, return_inverse=True)
-    names, group_index = np.unique(groups, return_inverse=True)
-    counts = np.zeros((len(names), len(classes)))  # images per group and class
-    np.add.at(counts, (group_index, label_index), 1)
+    classes = np.unique(labels)
+    counts, group_index = _counts(labels, groups)
     per_class = (counts > 0).sum(0)
     if need_all and per_class.min() < len(shares):
         few = int(per_class.argmin())
