@@ -1,6 +1,6 @@
 """Training of any system by the loop of D-Cube's own steps: the same batches, validation and choice of weights."""
 
-import statistics
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ from dcube.training.state import load_weights, save_weights
 
 CHUNK = 32  # images per forward of a prediction
 TRIAL_IMAGES = 4  # of the trial of the dtype
-PACE_STEPS, PACE_WARM = 12, 4  # steps that are timed, and how many of them come before the clock is believed
+PACE_STEPS, PACE_WARM = 12, 4  # steps of a first timing, and how many of them come before the clock is believed
+PACE_SECONDS = 4.0  # that a second, longer one lasts
 PACE_IMAGES = 64  # validation images that are timed
 
 
@@ -142,8 +143,8 @@ def predict_system(
 
 
 def system_paces(system: System, data: ImageData, settings: Experiment, directory: Path) -> dict[str, Pace]:
-    """Seconds of a step of every stage, by the loop's own clock over a few steps, and of a validation after it; leaves
-    DIRECTORY/STAGE/runtime.json, the dtype chosen by trial, for the trainings to begin with.
+    """Seconds of a step of every stage, by the loop's own clock, and of a validation after it, in the dtype that
+    DIRECTORY/STAGE/runtime.json says or, chosen by trial, says then. It trains the system, and leaves checkpoints.
     """
     rows = data.indices("val")
     some = rows[:PACE_IMAGES]
@@ -151,12 +152,22 @@ def system_paces(system: System, data: ImageData, settings: Experiment, director
     for stage in stages:
         part = directory / stage.name
         task = stage_task(system, stage, data, settings, [Hook(1, lambda *_: None)])  # a row of the log at every step
-        config = Length(PACE_STEPS).of(settings.classifier.optimizer)
-        train(task, config, PACE_STEPS, settings.seed, part, settings.runtime)
-        clock = [row["seconds"] for row in read_log(part / "log.jsonl") if "seconds" in row]
-        steps = [after - before for before, after in zip(clock, clock[1:], strict=False)]
+        pace = _timed(task, settings, part)
         begin = time.perf_counter()
         predict_system(system, data, some, settings)
         look = (time.perf_counter() - begin) * len(rows) / max(1, len(some)) if stage is stages[-1] else 0.0
-        paces[stage.name] = Pace(max(statistics.median(steps[PACE_WARM:]), 1e-3), look)
+        paces[stage.name] = Pace(pace, look)
     return paces
+
+
+def _timed(task: Task, settings: Experiment, directory: Path) -> float:
+    """Seconds of a step on the mean, by a few and then by as many as PACE_SECONDS hold. task: logs every step."""
+    pace, done, steps = 0.0, 0, PACE_STEPS
+    for _ in range(2):
+        config = Length(steps).of(settings.classifier.optimizer)
+        train(task, config, steps, settings.seed, directory, settings.runtime)
+        clock = [row["seconds"] for row in read_log(directory / "log.jsonl") if "seconds" in row]
+        warm = done + PACE_WARM
+        pace = max((clock[-1] - clock[warm - 1]) / (len(clock) - warm), 1e-3)
+        done, steps = steps, steps + PACE_WARM + math.ceil(PACE_SECONDS / pace)
+    return pace

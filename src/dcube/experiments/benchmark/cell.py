@@ -48,7 +48,7 @@ def contestant(model: str) -> Contestant:
 
 
 def prepare(unit: Unit) -> None:
-    """Before all training: what cannot be built is found now, and steps are timed."""
+    """Before all training: what cannot be built is found now, and the dtype is chosen."""
     try:
         (ours if unit.model in STEP1.values() else systems).prepare(unit)
     except FAILURES as error:

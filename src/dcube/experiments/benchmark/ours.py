@@ -35,23 +35,21 @@ NO_SAMPLES = "diffusion.sample_every=1000000"  # pictures are no part of the com
 
 
 def prepare(unit: Unit) -> None:
-    """Measure the steps of step 1, where the budget is time. unit: of a step 1."""
+    """Choose the dtype of step 1 for all cells, where the budget is time. unit: of a step 1."""
     if unit.prepared.is_file():
         return
-    paces: dict[str, float] = {}
     if (budget := _step1_budget(unit)) is not None and budget.seconds is not None:
-        asked = unit.data(), override(unit.settings, [NO_SAMPLES]), unit.prepared.with_suffix("")
-        paces = {"pace": step1_pace(*asked, held=False), "held": step1_pace(*asked, held=True)}
-    write_json(unit.prepared, paces)
+        step1_pace(unit.data(), override(unit.settings, [NO_SAMPLES]), unit.prepared.with_suffix(""), held=False)
+    write_json(unit.prepared, {})
 
 
 def train_step1(unit: Unit, data: ImageData) -> dict[str, Any]:
     """Train (or continue) step 1 for its part of the budget."""
     settings, teacher = override(unit.settings, [NO_SAMPLES]), None
-    begin = time.monotonic()
+    paces, begin = _step1_paces(unit, data, settings), time.monotonic()
     if settings.diffusion.align.weight:
         teacher = CnnTeacher(data, settings)
-    length, gone = _step1_length(unit, data, teacher, begin)
+    length, gone = _step1_length(unit, data, teacher, begin, paces)
     settings = _with_length(settings, "diffusion", length)
     _keep_runtime(unit.prepared.with_suffix(""), unit.directory)
     until = deadline(unit.directory, length.seconds)
@@ -143,13 +141,30 @@ def _step1_budget(unit: Unit) -> Budget | None:
     return None if unit.terms.budget is None else unit.terms.budget.part(unit.terms.step1_share)
 
 
-def _step1_length(unit: Unit, data: ImageData, teacher: CnnTeacher | None, begin: float) -> tuple[Length, float]:
+def _step1_paces(unit: Unit, data: ImageData, settings: Experiment) -> dict[str, float]:
+    """Seconds of a step, its teacher's maps made as they are asked for ("pace") and "held", where the budget is time
+    and the length is not fixed yet.
+    """
+    budget, measured = _step1_budget(unit), unit.directory / "pace"
+    if budget is None or budget.seconds is None or (unit.directory / "length.json").is_file():
+        return {}
+    shutil.rmtree(measured, ignore_errors=True)
+    chosen = unit.prepared.with_suffix("") / "runtime.json"
+    paces = {
+        word: step1_pace(data, settings, measured, held, chosen) for word, held in (("pace", False), ("held", True))
+    }
+    shutil.rmtree(measured)
+    return paces
+
+
+def _step1_length(
+    unit: Unit, data: ImageData, teacher: CnnTeacher | None, begin: float, paces: dict[str, float]
+) -> tuple[Length, float]:
     """As `_step2_length`; and the seconds since `begin` that were gone when it was fixed. The teacher then holds its
     maps where that pays.
     """
     budget, optimizer = _step1_budget(unit), unit.settings.diffusion.optimizer
     images, file = len(data.indices("train")), unit.directory / "length.json"
-    paces = read_json(unit.prepared)
 
     def found(pace: str, more: float = 0.0) -> Length:
         if budget is None:

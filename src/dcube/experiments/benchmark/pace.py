@@ -11,6 +11,7 @@ from dcube.data.dataset import ImageData
 from dcube.data.scarcity import LEFT_OUT
 from dcube.diffusion.train import Diffusion, train_diffusion
 from dcube.features.teacher import CnnTeacher
+from dcube.files import read_json, write_json
 from dcube.settings import override
 from dcube.training.budget import Pace
 from dcube.training.log import read_log
@@ -23,10 +24,12 @@ NO_CHECKPOINTS = "runtime.checkpoint_seconds=1000000000"  # they would come betw
 SHORTEST = 1e-3  # seconds; the log's resolution
 
 
-def step1_pace(data: ImageData, settings: Experiment, directory: Path, held: bool) -> float:
+def step1_pace(
+    data: ImageData, settings: Experiment, directory: Path, held: bool, chosen: Path | None = None
+) -> float:
     """Seconds of a step of step 1, on a few images: its steps LOG_EVERY + 1 .. 2 LOG_EVERY, at every size that
     `diffusion.growth` goes through, weighted as it says; with a teacher's maps that are `held`, or made for the step.
-    Leaves DIRECTORY/runtime.json.
+    Leaves DIRECTORY/runtime.json; `chosen`, where it is there, is one to begin with.
     """
     growth = (*settings.diffusion.growth, (1.0, settings.diffusion.image_size))
     data = _few(data, settings.seed, STEP1_IMAGES)
@@ -40,6 +43,8 @@ def step1_pace(data: ImageData, settings: Experiment, directory: Path, held: boo
             "diffusion.growth=[]", f"diffusion.image_size={size}", "diffusion.sampler=ddim", "diffusion.sample_steps=1",
             f"diffusion.optimizer.steps={2 * LOG_EVERY}", NO_CHECKPOINTS,
         ])  # fmt: skip
+        if chosen and chosen.is_file():
+            write_json(directory / "runtime.json", read_json(chosen))
         train_diffusion(data, short, directory, teacher=teacher)
         clock = _clock(directory)
         total += (share - before) * max(SHORTEST, (clock[2 * LOG_EVERY] - clock[LOG_EVERY]) / LOG_EVERY)

@@ -1,6 +1,8 @@
 """Cells of the systems of `baselines`: a network with a loss of its own, trained by the common loop."""
 
 import shutil
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,7 @@ def build(unit: Unit, data: ImageData) -> tuple[System, str]:
 
 
 def prepare(unit: Unit) -> None:
-    """Build the system once, count its parameters and, where the budget is time, measure its steps."""
+    """Build the system once, count its parameters and, where the budget is time, choose the dtype of its cells."""
     if unit.prepared.is_file():
         return
     data = unit.data()
@@ -48,23 +50,17 @@ def prepare(unit: Unit) -> None:
     counted = parameters(system) | {"weights": source}  # before anything is trained
     directory = unit.prepared.with_suffix("")
     shutil.rmtree(directory, ignore_errors=True)
-    paces: dict[str, list[float]] = {}
     if budget_of(unit).seconds is not None:
-        measured = system_paces(system, data, unit.settings, directory)
-        paces = {stage: [pace.step, pace.look] for stage, pace in measured.items()}
-    write_json(unit.prepared, counted | {"asked": list(unit.weights), "paces": paces})
+        system_paces(system, data, unit.settings, directory)
+    write_json(unit.prepared, counted | {"asked": list(unit.weights)})
 
 
 def train(unit: Unit, data: ImageData) -> dict[str, Any]:
     """Train (or continue) the cell; what its table row says of it."""
     prepared = read_json(unit.prepared)
+    lengths = _lengths(unit, data)
     system, _ = build(unit, data)
-    lengths = [_length(unit, data, stage.name, stage.share, prepared) for stage in system.stages()]
-    for stage in system.stages():  # the dtype that the steps were timed in
-        places = unit.prepared.with_suffix(""), unit.directory
-        measured, own = (place / stage.name / "runtime.json" for place in places)
-        if measured.is_file() and not own.is_file():
-            write_json(own, read_json(measured))
+    _keep_runtimes(unit, system, unit.directory)
     trained = train_system(system, data, unit.settings, unit.directory, lengths, {"model": unit.model})
     return {
         "seconds": trained.seconds, "steps": trained.steps, "fewest": trained.fewest, "planned": trained.planned,
@@ -94,7 +90,31 @@ def parameters(*modules: torch.nn.Module) -> dict[str, int]:
     return {"parameters": sum(p.numel() for p in held), "trainable": sum(p.numel() for p in held if p.requires_grad)}
 
 
-def _length(unit: Unit, data: ImageData, stage: str, share: float, prepared: dict[str, Any]) -> Length:
-    pace = Pace(*prepared["paces"][stage]) if prepared["paces"] else None
-    batch_size = unit.settings.classifier.optimizer.batch_size
-    return length_of(budget_of(unit).part(share), len(data.indices("train")), batch_size, pace)
+def _lengths(unit: Unit, data: ImageData) -> list[Length]:
+    """Of the stages; fixed once per cell, so that a continued training is the same one. Where the budget is time, steps
+    are timed just before, beside the same neighbours as the training.
+    """
+    file, images = unit.directory / "length.json", len(data.indices("train"))
+    if not file.is_file():
+        (system, _), budget = build(unit, data), budget_of(unit)
+        paces: dict[str, Pace] = {}
+        if budget.seconds is not None:
+            measured = unit.directory / "pace"
+            shutil.rmtree(measured, ignore_errors=True)
+            _keep_runtimes(unit, system, measured)
+            paces = system_paces(system, data, unit.settings, measured)
+            shutil.rmtree(measured)
+        batch_size = unit.settings.classifier.optimizer.batch_size
+        found = [
+            length_of(budget.part(stage.share), images, batch_size, paces.get(stage.name)) for stage in system.stages()
+        ]
+        write_json(file, [asdict(length) for length in found])
+    return [Length(**length) for length in read_json(file)]
+
+
+def _keep_runtimes(unit: Unit, system: System, directory: Path) -> None:
+    """Train the stages below DIRECTORY in the dtypes that were chosen for all cells."""
+    for stage in system.stages():
+        chosen, own = (place / stage.name / "runtime.json" for place in (unit.prepared.with_suffix(""), directory))
+        if chosen.is_file() and not own.is_file():
+            write_json(own, read_json(chosen))
