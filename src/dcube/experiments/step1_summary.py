@@ -12,7 +12,7 @@ from dcube.experiments.step1 import PLAIN, RELATIVES, TRAINED, UNTRAINED, Unit, 
 from dcube.experiments.step1_cell import MIDDLE, Cell
 from dcube.files import read_json
 
-PROBE, JOINED, TWO = "probe: ", " + CNN", ", two readers"
+PROBE, JOINED, TWO, LATE = "probe: ", " + CNN", ", two readers", "fine-tuned CNN, joined with "
 SHARES = {  # of the images a training part has, and what is predicted
     "whole": "The whole training part", "quarter": "A quarter of the training part",
     "whole, test": "The test split, after training on all other images",
@@ -38,12 +38,16 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     ("D-Cube" + TWO, "untrained step 1" + TWO),
     ("D-Cube" + TWO, "no step 1" + TWO),
     ("D-Cube" + TWO, "fine-tuned CNN" + TWO),
+    (LATE + PROBE + TRAINED, "fine-tuned CNN"),
+    (LATE + PROBE + TRAINED, LATE + PROBE + UNTRAINED),
+    (LATE + PROBE + TRAINED, LATE + PROBE + "pixels"),
 )
 
 
 def read_cell(cell: Cell) -> dict[str, np.ndarray]:
-    """Probabilities [n, K] of the held-out fold by everything that was asked in a cell, and by each system joined with
-    the probe of the CNN's middle map, which is the second reader of `classifier.second_reader`.
+    """Probabilities [n, K] of the held-out fold by everything that was asked in a cell; by each system joined with the
+    probe of the CNN's middle map, which is the second reader of `classifier.second_reader`; and by the fine-tuned CNN
+    joined with what step 1 knows alone, and its rivals: without any head that could lose it.
     """
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
@@ -53,9 +57,15 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
             found[PROBE + file.stem + JOINED] = np.array(held["with_cnn"]["probabilities"])
     for file in sorted((cell.directory / "step2").glob("*.json")):
         found[file.stem] = np.array(read_json(file)["probabilities"])
-        pair = torch.from_numpy(found[file.stem]), torch.from_numpy(found[PROBE + MIDDLE]).log()
-        found[file.stem + TWO] = joined(*pair).numpy()
+        found[file.stem + TWO] = _joined(found, file.stem, PROBE + MIDDLE)
+    for probe in (PROBE + TRAINED, PROBE + UNTRAINED, PROBE + "pixels"):
+        if probe in found and "fine-tuned CNN" in found:
+            found[LATE + probe] = _joined(found, "fine-tuned CNN", probe)
     return found
+
+
+def _joined(found: dict[str, np.ndarray], system: str, probe: str) -> np.ndarray:
+    return joined(torch.from_numpy(found[system]), torch.from_numpy(found[probe]).log()).numpy()
 
 
 def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
