@@ -69,6 +69,7 @@ def measure(case: Case, world: World, repeats: int, rates: MatrixRates) -> dict[
     repeats = min(repeats, case.repeats or repeats)
     times = interleaved(reference, ours, repeats, world.device)
     (slow, slow_spread), (fast, fast_spread) = (summary(side) for side in times)
+    how = dict.fromkeys(getattr(call, "how", "") for call, _ in ours)  # before its graph is put aside
     flops, plain_flops = count(ours), count(reference)
     best = rates.seconds_for(flops)
     return {
@@ -80,7 +81,8 @@ def measure(case: Case, world: World, repeats: int, rates: MatrixRates) -> dict[
         "reference_peak_mib": reference_peak.mib, "gflop": sum(flops.values()) / 1e9,
         "reference_gflop": sum(plain_flops.values()) / 1e9,
         "ratio_at_matrix_rate": rates.seconds_for(plain_flops) / best if flops else None,
-        "dtype": NAMES[max(flops, key=lambda dtype: flops[dtype])] if flops else None, "note": case.note,
+        "dtype": NAMES[max(flops, key=lambda dtype: flops[dtype])] if flops else None,
+        "note": "; ".join(filter(None, (case.note, *how))),
     }  # fmt: skip
 
 

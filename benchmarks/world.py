@@ -20,7 +20,9 @@ from dcube.diffusion.backbone import Denoiser
 from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, frozen_diffusion
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
+from dcube.training.compiled import compiled_parts
 from dcube.training.ema import EMA
+from dcube.training.graphs import LOADER
 from dcube.training.loop import Batch, Parts, Task, keep_choice, make_optimizer, passes_of, train_step
 from dcube.training.order import torch_rng
 from dcube.training.runtime import Runtime
@@ -105,7 +107,7 @@ class Training:
         self.passes = passes_of(task, self.runtime, model)
         self.steps = GPU_STEPS if world.device.type == "cuda" else 1
         alone = partial(torch.set_num_threads, 1) if self.runtime.loaders > 1 else None  # as in the loop
-        self.pool = ThreadPoolExecutor(self.runtime.loaders, initializer=alone)
+        self.pool = ThreadPoolExecutor(self.runtime.loaders, LOADER, initializer=alone)
         self.batches = deque(self._load(step) for step in range(self.runtime.loaders))
 
     def __call__(self) -> Parts:
@@ -121,6 +123,15 @@ class Training:
         recorder, self.passes.record = self.passes.record, None
         self()
         self.passes.record = recorder
+
+    @property
+    def how(self) -> str:
+        """How its steps run on a GPU; on a CPU nothing of this is a question."""
+        if self.runtime.device.type != "cuda":
+            return ""
+        compiled = self.runtime.compile == "always" and bool(compiled_parts(self.task.model))
+        states = {"recorded": self.passes.recording is not None, "compiled": compiled}
+        return "its steps were " + " and ".join(f"{'' if done else 'not '}{word}" for word, done in states.items())
 
     def _step(self) -> Parts:
         batch = self.batches.popleft().result()

@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -73,6 +74,7 @@ def test_lazy_exports() -> None:
         (DCubeError("The loss is NaN at step 7."), 1, "step 7"),
         (OSError(errno.ENOSPC, "No space left on device", "store/pixels.bin"), 2, "No space left on the device while"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "No space left on the device; free"),
+        (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "runs/a cannot be read or"),
         (ValueError("what\nnow"), 1, "run again with --debug"),
         (KeyboardInterrupt(), 130, "repeat the same command to continue"),
     ],
@@ -172,12 +174,16 @@ def test_predict_averages_the_probabilities_of_a_folder(images: Path, tmp_path: 
 
 def test_predict_by_the_group_of_a_manifest(images: Path, tmp_path: Path) -> None:
     manifest = images / "new.csv"
-    manifest.write_text("path,group_id\nann/1.png,x\nbob/1.PNG,x\nann/2.png,y\n")
-    assert run("predict", "run", manifest, "--by-group", "--out", tmp_path / "p.json").exit_code == 0
-    assert [(row["group"], row["images"]) for row in json.loads((tmp_path / "p.json").read_text())] == [
-        ("x", 2),
-        ("y", 1),
-    ]
+    rows = {
+        "path,group_id\nann/1.png,x\nbob/1.PNG,x\nann/2.png,y\n": [("x", 2), ("y", 1)],
+        "path,group_id,patient_id,\nann\\1.png,,x,\nbob/1.PNG,,x\nann/2.png,,y,\n": [("x", 2), ("y", 1)],
+        "path,patient_id\nann/1.png,\nbob/1.PNG,\n": [("ann/1.png", 1), ("bob/1.PNG", 1)],
+    }
+    for text, expected in rows.items():
+        manifest.write_text(text)
+        result = run("predict", "run", manifest, "--by-group", "--out", tmp_path / "p.json")
+        assert result.exit_code == 0, result.output
+        assert [(row["group"], row["images"]) for row in json.loads((tmp_path / "p.json").read_text())] == expected
 
 
 @pytest.mark.parametrize(
@@ -186,8 +192,10 @@ def test_predict_by_the_group_of_a_manifest(images: Path, tmp_path: Path) -> Non
         ("none.png", None, "no file or folder"),
         ("empty", "", "holds no images"),
         ("a.csv", "path\nann/1.png\n", "no column group_id"),
-        ("b.csv", "file\nann/1.png\n", "a column 'path'"),
+        ("b.csv", "file\nann/1.png\n", "no column 'path' (found: file); a manifest needs a column path"),
         ("c.csv", "path,group_id\nann/9.png,x\n", "names 1 missing file"),
+        ("d.csv", "path,group_id\nann/1.png,x,y\n", "d.csv, line 2: more cells than the header"),
+        ("e.csv", "path,group_id\n", "lists no images"),
     ],
 )
 def test_predict_refuses_bad_input(images: Path, name: str, content: str | None, words: str) -> None:
@@ -202,6 +210,27 @@ def test_predict_refuses_bad_input(images: Path, name: str, content: str | None,
 def test_predict_refuses_another_format_before_any_work(images: Path) -> None:
     result = run("predict", "run", images, "--out", "p.xlsx")
     assert result.exit_code == 2 and ".csv or .json" in result.stderr
+
+
+def test_predict_refuses_where_it_cannot_write_before_any_work(images: Path) -> None:
+    (images / "file").touch()
+    result = run("predict", "run", images, "--out", images / "file" / "p.csv")
+    assert result.exit_code == 2 and "cannot be written" in result.stderr
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs file names that are bytes")
+def test_predict_refuses_a_name_that_no_table_could_hold(images: Path) -> None:
+    (images / "ann" / os.fsdecode(b"f\xfcr.png")).touch()
+    result = run("predict", "run", images)
+    assert result.exit_code == 2 and "f\\udcfcr.png' is not valid UTF-8; rename" in result.stderr
+
+
+def test_options_that_exclude_each_other(tmp_path: Path) -> None:
+    for more in (("--again",), ("--split", "test")):
+        result = run("evaluate", tmp_path, "--data", "other", *more)
+        assert result.exit_code == 2 and "leave out --split and --again" in result.stderr
+    result = run("fit", "phantom:", "--out", tmp_path / "run", "--no-test", "--again")
+    assert result.exit_code == 2 and "use one of them" in result.stderr and not (tmp_path / "run").exists()
 
 
 def test_recipes_are_listed() -> None:

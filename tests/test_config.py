@@ -93,6 +93,14 @@ def test_bad_settings_name_the_fault_in_one_sentence(recipe: str, override: str 
     assert "\n" not in str(caught.value)
 
 
+def test_recipe_files_with_an_empty_section_or_in_another_encoding(tmp_path) -> None:
+    (tmp_path / "mine.yaml").write_text("diffusion:\nclassifier:\n")
+    assert load_experiment(str(tmp_path / "mine.yaml"), ["diffusion.image_size=48"]).diffusion.image_size == 48
+    (tmp_path / "mine.yaml").write_bytes("# für Köln\n".encode("latin-1"))
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_experiment(str(tmp_path / "mine.yaml"))
+
+
 def test_misspelt_key_in_a_recipe_file(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text("classifier:\n  dropuot: 0.3\n")
     with pytest.raises(InputError, match=r"classifier\.dropuot.*classifier\.dropout"):

@@ -63,8 +63,15 @@ def test_changed_settings_are_named_unless_restart(tmp_path: Path) -> None:
     run.selection.write_text("{}")
     create(tmp_path / "run", other, restart=True)  # what stands is kept: the stages compare their own inputs
     assert run.settings() == other and run.is_done("select", "a")
+    create(tmp_path / "run", other, restart=True)  # the same command again: it goes on
+    assert run.selection.exists() and run.is_done("select", "a")
+    run.ended()
     create(tmp_path / "run", other, restart=True)  # nothing changed: everything anew
     assert not run.selection.exists() and not run.is_done("select", "a")
+    run.mark_done("select", "b")
+    run.selection.write_text("{}")
+    create(tmp_path / "run", other, restart=True)  # interrupted on the way and repeated
+    assert run.is_done("select", "b")
 
 
 def test_what_was_built_on_other_inputs_goes(tmp_path: Path) -> None:

@@ -35,12 +35,17 @@ def fit(
     predictions, returns None, as `dry_run` does. With `restart` the stages that changed settings or data touch are
     redone, and everything where nothing changed. Raises InputError in one sentence for whatever is wrong.
     """
+    if no_test and again:
+        raise InputError("--no-test leaves the test split alone and --again evaluates it; use one of them.")
     if folds is not None and (no_test or again or dry_run or max_minutes is not None):
         raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
+    from dcube.data.sources import describe
+
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
     images = _open(str(data), settings)
     _check(Path(out), settings, folds, restart)
+    print(describe(images))
     if dry_run:
         from dcube.dryrun import describe_run
 
@@ -48,6 +53,7 @@ def fit(
         print(describe_run(images, settings))
         return None
     store = store_of(images, settings)
+    _say_left_out(store)
     if folds is not None:
         from dcube.crossval import cross_validate
 
@@ -71,9 +77,11 @@ def fit(
 def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) -> None:
     """InputError for what would otherwise be found after minutes or hours of work."""
     from dcube import crossval, stages
+    from dcube.files import check_writable
     from dcube.inputs import check_initial_weights
 
     run = Run(out)
+    check_writable(out)
     if folds is not None:
         crossval.check_folder(out)
     else:
@@ -101,6 +109,8 @@ def _run_stages(run: Run, start: float, max_minutes: float | None, no_test: bool
     elif not no_test:
         stages.evaluate(run, "test", again=again)
     stages.report(run)
+    if run.is_trained:
+        run.ended()
 
 
 def prepare(
@@ -114,10 +124,14 @@ def prepare(
     images = _open(str(data), settings)
     print(describe(images))
     store = build_store(images, settings.data, Path(out), _reporter())
-    for entry in store.broken:
-        print(f"left out: {entry['path']}: {entry['reason']}")
+    _say_left_out(store)
     print(f"Prepared {len(store.labels)} images in {out}")
     return Path(out)
+
+
+def _say_left_out(store: "Store") -> None:
+    for entry in store.broken:
+        print(f"left out: {entry['path']}: {entry['reason']}")
 
 
 def load(run: str | Path, device: str | None = None) -> "DCube":

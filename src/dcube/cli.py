@@ -11,6 +11,7 @@ import typer
 
 from dcube import studies_cli
 from dcube.console import OneSentence, check_stage, guarded, print_probe, print_result, result_table
+from dcube.errors import InputError
 from dcube.options import RESTART, Data, Debug, Device, Recipe, RunFolder, Seed, Set
 from dcube.training import team
 
@@ -38,7 +39,8 @@ def demo(
     """The whole pipeline on embedded synthetic phantoms, a few minutes on 2 CPU cores."""
     from dcube import api
 
-    api.fit("phantom:", out, recipe="demo", overrides=set_ or (), seed=seed, device=device, restart=restart)
+    how = {"overrides": set_ or (), "seed": seed, "device": device}
+    api.fit("phantom:", out, recipe="demo", restart=restart, again=restart, **how)  # nobody is judged by phantoms
     print_result(out)
 
 
@@ -150,7 +152,7 @@ def classify(run: RunFolder, set_: Set = None, device: Device = None, debug: Deb
 @guarded
 def evaluate(
     run: RunFolder,
-    split: Annotated[Literal["val", "test"], typer.Option(help="Which split to evaluate.")] = "val",
+    split: Annotated[Literal["val", "test"] | None, typer.Option(help="Which split; without it, val.")] = None,
     data: Annotated[str | None, typer.Option(help="Another set of images, with the same classes.")] = None,
     again: Annotated[bool, typer.Option("--again", help="Allow one more evaluation on the test split.")] = False,
     set_: Set = None,
@@ -158,10 +160,12 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Metrics with bootstrap intervals, and the predictions they come from."""
+    if data is not None and (split or again):
+        raise InputError("--data is evaluated whole, as often as you like; leave out --split and --again.")
     from dcube import opening, stages
 
     with opening.opened(run, "evaluate", set_, device) as opened:
-        metrics = stages.evaluate(opened, split, again=again, data=data)
+        metrics = stages.evaluate(opened, split or "val", again=again, data=data)
     print(result_table(metrics))
 
 

@@ -67,6 +67,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         return f"No space left on the device{where}; free some space and repeat the same command to continue.", 2
     if isinstance(error, DCubeError):
         return str(error), error.exit_code
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename:
+        return f"{error.filename} cannot be read or written ({error.strerror}).", 2
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"Something unexpected went wrong ({what}); run again with --debug for the traceback.", 1
 

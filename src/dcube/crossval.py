@@ -52,6 +52,8 @@ def cross_validate(
             pooled.append(stages.with_floors(data, held_out, probabilities, settings, predictor.model.reader))
             rows.append(held_out)
             stages.report(run)
+    for fold in range(folds):
+        Run(out / f"fold-{fold}").ended()
     order = np.argsort(np.concatenate(rows))
     index = np.concatenate(rows)[order]
     systems = {name: np.concatenate([part[name] for part in pooled])[order] for name in pooled[0]}

@@ -1,6 +1,8 @@
-"""`fit --dry-run`: sizes, memory, disk and time expected, from a few steps on random pixels; nothing is written."""
+"""`fit --dry-run`: sizes, memory, disk and time expected, from a few steps on random pixels; nothing is written.
 
-import resource
+Times are of the steps alone: validation, samples and the reading of images come on top.
+"""
+
 import sys
 import time
 from collections import Counter
@@ -18,9 +20,11 @@ from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion
 from dcube.features.frozen import FeatureCache, FrozenFeatures
+from dcube.features.subnet import SubNetwork
 from dcube.training.runtime import Runtime
 
 TIMED_STEPS = 3  # of which the fastest counts
+TEACHER_IMAGES = 32  # in one forward pass of the CNN that step 1 imitates
 
 
 def describe_run(images: ImageSet, settings: Experiment) -> str:
@@ -40,19 +44,29 @@ def describe_run(images: ImageSet, settings: Experiment) -> str:
     lines.append(f"store: {len(labels) * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
     diffusion, step1 = _time_step1(settings, channels, len(images.classes))
     step2, cache = _time_step2(settings, diffusion, len(images.classes), train)
+    step1 += _teacher_share(settings, channels, train)
     for title, seconds, optimizer in (
         ("step 1 (diffusion)", step1, settings.diffusion.optimizer),
         ("step 2 (classifier)", step2, settings.classifier.optimizer),
     ):
         steps = optimizer.total_steps(train)
-        lines.append(f"{title}: {steps} steps of {seconds:.2f} s, about {steps * seconds / 60:.0f} minutes")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+        lines.append(f"{title}: {steps} steps of {seconds:.2f} s, at least {steps * seconds / 60:.0f} minutes")
     parameters = sum(p.numel() for p in diffusion.model.parameters())
     disk = 2 * 16 * parameters / 1e9  # two checkpoints: weights, EMA, two moments
     lines.append(f"diffusion model: {parameters / 1e6:.1f} M parameters, checkpoints {disk:.2f} GB")
     lines.append(f"feature cache: {cache:.2f} GB (features.cache_gb allows {settings.features.cache_gb:g})")
-    lines.append(f"peak memory of these steps: {peak:.1f} GB")
+    if (peak := _peak_memory()) is not None:
+        lines.append(f"peak memory of these steps: {peak:.1f} GB")
     return "\n".join([*lines, "Nothing was written."])
+
+
+def _peak_memory() -> float | None:
+    """Of this process, gigabytes; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def _time_step1(settings: Experiment, channels: int, classes: int) -> tuple[Diffusion, float]:
@@ -71,6 +85,23 @@ def _time_step1(settings: Experiment, channels: int, classes: int) -> tuple[Diff
     seconds = _fastest(runtime, lambda: objective(model, **batch)[0])
     core.eval().requires_grad_(False)
     return Diffusion(core, schedule, config, channels, [str(i) for i in range(classes)]), seconds
+
+
+def _teacher_share(settings: Experiment, channels: int, train: int) -> float:
+    """Seconds per step of step 1 that go to the CNN it imitates: its maps are made for the images of every step, or
+    once for all where that is less.
+    """
+    config, optimizer = settings.diffusion.align, settings.diffusion.optimizer
+    if not config.weight:
+        return 0.0
+    runtime = Runtime(settings.runtime, optimizer.dtype)
+    network = SubNetwork(config.cnn, "none", config.size).eval().requires_grad_(False).to(runtime.device)
+    count = min(TEACHER_IMAGES, 2 * optimizer.batch_size)
+    images = torch.rand(count, channels, config.size, config.size, device=runtime.device)
+    with torch.inference_mode():
+        seconds = min(_seconds(runtime, lambda: network.level(images, config.stride)) for _ in range(TIMED_STEPS))
+    asked = 2 * optimizer.batch_size * optimizer.total_steps(train)
+    return seconds / count * min(asked, 2 * train) / optimizer.total_steps(train)
 
 
 def _time_step2(settings: Experiment, diffusion: Diffusion, classes: int, train: int) -> tuple[float, float]:
@@ -103,13 +134,17 @@ def _time_step2(settings: Experiment, diffusion: Diffusion, classes: int, train:
 
 
 def _fastest(runtime: Runtime, loss: Callable[[], torch.Tensor]) -> float:
-    times = []
-    for _ in range(TIMED_STEPS):
-        start = time.perf_counter()
+    def step() -> None:
         with runtime.autocast():
             value = loss()
         runtime.backward(value)
-        if runtime.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return min(times)
+
+    return min(_seconds(runtime, step) for _ in range(TIMED_STEPS))
+
+
+def _seconds(runtime: Runtime, call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    if runtime.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start

@@ -143,8 +143,12 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
 
 
 def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
-    """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv."""
-    images, settings = open_images(data, run.settings().seed), run.settings()
+    """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv.
+
+    InputError for the run's own data, a class it never saw, too many unreadable images, or deeper pixels than its own.
+    """
+    settings = run.settings()
+    images = open_images(data, settings.seed, classes=None)
     if store_key(images, settings.data) == run.store_key() or images.prepared == run.store():
         raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
     unknown = sorted(set(images.classes) - set(predictor.classes))
@@ -153,14 +157,22 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
     kept: list[Record] = []
     broken: list[str] = []
+    warnings: list[str] = []
 
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
 
-    def prepare(record: Record) -> np.ndarray | InputError:
+    def prepare(record: Record) -> tuple[np.ndarray, str] | InputError:
         try:
-            return normalisation.apply(images.read(record))
+            raw = images.read(record)
         except InputError as error:
             return error
+        if raw.dtype != np.uint8 and normalisation.bits == 8:
+            raise InputError(
+                f"{record.path} of {data} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8;"
+                " convert the images as those were."
+            )
+        pixels = normalisation.apply(raw)
+        return pixels, unlike_training(raw, predictor.metadata, pixels)
 
     def stored() -> Iterator[np.ndarray]:
         for record, found in zip(images.records, ahead(images.records, prepare), strict=True):
@@ -168,7 +180,9 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
                 broken.append(str(found))
             else:
                 kept.append(record)
-                yield found
+                if found[1]:
+                    warnings.append(f"{record.path}: {found[1]}")
+                yield found[0]
 
     probabilities = np.concatenate(list(predict_chunks(predictor, stored())) or [np.zeros((0, len(predictor.classes)))])
     if len(broken) > settings.data.max_broken * len(images.records):
@@ -180,8 +194,10 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
             probabilities, labels, [record.group for record in kept], predictor.classes,
             bootstrap=settings.evaluation.bootstrap, level=settings.evaluation.level, seed=settings.seed,
         ),
-        "broken": broken,
+        "broken": broken, "warnings": warnings,
     }  # fmt: skip
+    if warnings:
+        print(f"{len(warnings)} of {len(kept)} images look unlike the training images; {warnings[0]}", file=sys.stderr)
     name = external_name(data)
     write_predictions(
         run.evaluation / f"{name}.csv", [record.path for record in kept], labels, probabilities, predictor.classes

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dcube.errors import InputError
+
 
 def atomic_write(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write(temporary)` fill a file beside `path`, then move it into place in one step.
@@ -30,6 +32,15 @@ def remove_temporaries(folder: Path) -> None:
     """Remove what `atomic_write` left in a folder when its process was killed; nobody else may be writing there."""
     for left_over in Path(folder).glob(".*.tmp*"):
         left_over.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """InputError where a file or folder could not be made there; nothing is written."""
+    place = path.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not os.access(place, os.W_OK) or (place != path.absolute() and not place.is_dir()):
+        raise InputError(f"{path} cannot be written: {place} is not writable; choose another place.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
-from dcube.errors import InputError
+from dcube.errors import DCubeError, InputError
 from dcube.files import digest, file_digest, read_json
 from dcube.runs import Run
-from dcube.training.state import load_weights
+from dcube.training.state import load_weights, unreadable
 
 
 def step1_inputs(run: Run, settings: Experiment, begun_with: dict[str, Any]) -> str:
@@ -65,7 +65,12 @@ def cnn_weights(settings: Experiment) -> list[str]:
 
 
 def weights_digest(path: Path) -> str:
-    """The same for equal weights and metadata; the file's own is not, safetensors writing metadata in any order."""
+    """The same for equal weights and metadata; the file's own is not, safetensors writing metadata in any order.
+    DCubeError for a damaged file.
+    """
     with open(path, "rb") as handle:
-        header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        try:
+            header = json.loads(handle.read(int.from_bytes(handle.read(8), "little")))
+        except (ValueError, OverflowError, MemoryError) as error:
+            raise DCubeError(unreadable(path, error)) from error
         return digest([header, hashlib.file_digest(handle, "sha256").hexdigest()])

@@ -11,14 +11,16 @@ from dcube.files import write_text
 from dcube.runs import Run
 from dcube.settings import changed_settings, load_experiment
 
-# stage -> sections of the settings that may still change when it is run by itself
+# stage -> settings, or sections of them, that may still change when it is run by itself
 SECTIONS: dict[str, tuple[str, ...]] = {
     "diffuse": ("diffusion", "features", "classifier", "evaluation", "runtime"),
     "select": ("features", "classifier", "evaluation", "runtime"),
-    "classify": ("features", "classifier", "evaluation", "runtime"),
+    "classify": (
+        "features.timesteps", "features.eval_timesteps", "features.cache_gb", "classifier", "evaluation", "runtime",
+    ),
     "probe": ("runtime",),
     "evaluate": ("evaluation", "runtime"),
-}
+}  # fmt: skip
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def change_settings(run: Run, stage: str, overrides: list[str]) -> None:
     """
     new = load_experiment(str(run.experiment), overrides)
     for change in changed_settings(run.settings(), new):
-        if change.split(".")[0].split(":")[0] not in SECTIONS[stage]:
+        if not f"{change.partition(':')[0]}.".startswith(tuple(f"{known}." for known in SECTIONS[stage])):
             raise InputError(
                 f"A change of {change} belongs to a stage before '{stage}'; use `dcube fit --restart` for it."
             )

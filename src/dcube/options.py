@@ -11,7 +11,7 @@ Recipe = Annotated[str, typer.Option(help="Name of a recipe (see 'dcube recipes'
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; repeatable.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of split, training and bootstrap.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"] | None, typer.Option(help="Where to compute.")]
-RESTART = "Redo the stages that changed settings or data touch; everything, where nothing changed."
+RESTART = "Redo the stages that changed settings or data touch, all where none did; repeated, go on with that."
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Seeds = Annotated[str | None, typer.Option(help="Seeds, as in 0,1,2.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Cells side by side, each on a core of its own.")]

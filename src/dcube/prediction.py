@@ -2,13 +2,15 @@
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcube.data.decode import SUFFIXES
+from dcube.data.sources import check_name, group_of, path_of, read_rows
 from dcube.errors import InputError
-from dcube.files import write_json, write_text
+from dcube.files import check_writable, write_json, write_text
 
 Row = dict[str, Any]
 
@@ -22,7 +24,7 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
     found: dict[str, str] = {}
     for entry in inputs:
         if entry.is_dir():
-            inside = sorted(p for p in entry.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+            inside = _inside(entry)
             if not inside:
                 raise InputError(f"The folder {entry} holds no images ({', '.join(SUFFIXES)}).")
             pairs = [(str(path), str(path.parent)) for path in inside]
@@ -33,24 +35,26 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
         else:
             pairs = [(str(entry), str(entry.parent))]
         for path, group in pairs:
+            check_name(path)
             found.setdefault(path, group)
     return found
 
 
+def _inside(folder: Path) -> list[Path]:
+    """Image files at any depth, sorted; raises PermissionError where a folder below cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    names = (Path(place) / name for place, _, files in os.walk(folder, onerror=refuse) for name in files)
+    return sorted(p for p in names if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
 def _read_manifest(manifest: Path, by_group: bool) -> list[tuple[str, str]]:
-    try:
-        reader = csv.DictReader(io.StringIO(manifest.read_text(encoding="utf-8-sig")), restval="")
-        columns = [name.strip().lower() for name in reader.fieldnames or []]
-        reader.fieldnames = columns
-        rows = [{name: (row[name] or "").strip() for name in columns} for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"The manifest {manifest} is not readable as UTF-8 CSV ({error}).") from error
-    if "path" not in columns or not rows:
-        raise InputError(f"The manifest {manifest} needs rows and a column 'path'.")
-    group = next((name for name in ("group_id", "patient_id") if name in columns), None)
-    if group is None and by_group:
+    rows = [row for _, row in read_rows(manifest, ("path",))]
+    if by_group and not {"group_id", "patient_id"} & rows[0].keys():
         raise InputError(f"The manifest {manifest} has no column group_id or patient_id, which --by-group needs.")
-    pairs = [(manifest.parent / row["path"], row[group] if group else row["path"]) for row in rows]
+    pairs = [(manifest.parent / path_of(row), group_of(row)) for row in rows]
     if missing := [str(path) for path, _ in pairs if not path.is_file()]:
         raise InputError(f"The manifest {manifest} names {len(missing)} missing file(s), the first being {missing[0]}.")
     return [(str(path), name) for path, name in pairs]
@@ -76,9 +80,11 @@ def average_groups(rows: Sequence[Row], group_of: Mapping[str, str]) -> list[Row
 
 
 def check_output(out: Path | None) -> None:
-    """InputError for a name that is neither .csv nor .json, before any work is done."""
+    """InputError for a name that is neither .csv nor .json or cannot be written, before any work is done."""
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise InputError(f"--out {out} must end in .csv or .json.")
+    if out is not None:
+        check_writable(out)
 
 
 def write_rows(rows: Sequence[Row], out: Path | None) -> None:

@@ -43,7 +43,7 @@ def pretrain(
     stages.check_models(settings, classifier=False)
     if not (run.diffusion / "init.json").is_file():
         check_initial_weights(settings)
-    images = [open_images(one, settings.seed) for one in data]
+    images = [open_images(one, settings.seed, classes=1) for one in data]
     begin = time.monotonic()
     stores = {name: store_of(one, settings) for name, one in zip(set_names(data), images, strict=True)}
     joint = _joint(stores, settings)
@@ -57,6 +57,8 @@ def pretrain(
         write_split(run.split, joint, joint.splits)
         stages.diffuse(run, None if max_minutes is None else begin + 60 * max_minutes)
         stages.report(run)
+        if run.has_done("diffuse"):
+            run.ended()
     return run.diffusion / "model.safetensors"
 
 

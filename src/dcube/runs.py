@@ -118,15 +118,17 @@ class Run:
                 )
 
     def restart(self, settings: Experiment, store_key: str) -> None:
-        """Make way for other settings or data; where neither differs, remove everything this run has made.
+        """Make way for other settings or data; where neither differs, remove everything this run has made, unless that
+        comes from a restart that has not `ended`: the repeated command goes on with it.
 
         The count of its test evaluations stays.
         """
         if not self.experiment.is_file():
             return
-        if not self._differs(settings, store_key):
+        if not self._differs(settings, store_key) and not self._read_stamps().get("restarted"):
             for stage in reversed(OUTPUTS):
                 self.clear(stage)
+        write_json(self._stamps, self._read_stamps() | {"restarted": True})
         for path in (self.split, self.data, self.environment, self.experiment):
             path.unlink(missing_ok=True)
 
@@ -209,6 +211,12 @@ class Run:
         stamps["done"][stage] = inputs
         write_json(self._stamps, stamps)
 
+    def ended(self) -> None:
+        """The command that made this run has done all it was asked for: another --restart begins anew."""
+        stamps = self._read_stamps()
+        if stamps.pop("restarted", None):
+            write_json(self._stamps, stamps)
+
     def clear(self, stage: str) -> None:
         """Forget `stage` and remove what it left."""
         stamps = self._read_stamps()
@@ -225,7 +233,11 @@ class Run:
     @property
     def is_trained(self) -> bool:
         """Whether both trainings came to their end, not only to that of --max-minutes."""
-        return {"diffuse", "classify"} <= self._read_stamps()["done"].keys()
+        return self.has_done("diffuse", "classify")
+
+    def has_done(self, *stages: str) -> bool:
+        """Whether these stages have ended, whatever their inputs."""
+        return set(stages) <= self._read_stamps()["done"].keys()
 
     @property
     def test_evaluations(self) -> int:

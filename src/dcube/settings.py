@@ -26,7 +26,10 @@ def load_experiment(recipe: str, overrides: list[str] | None = None) -> Experime
     if recipe in recipe_names():
         text = resources.files("dcube.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
     elif recipe.endswith((".yaml", ".yml")) and Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
+        try:
+            text = Path(recipe).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"The recipe {recipe} is not UTF-8 text; save it as that.") from error
     else:
         raise InputError(
             f"There is no recipe '{recipe}'{_nearest(recipe, recipe_names())};"
@@ -38,7 +41,7 @@ def load_experiment(recipe: str, overrides: list[str] | None = None) -> Experime
         raise InputError(f"The recipe {recipe} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
         raise InputError(f"The recipe {recipe} must be a YAML mapping of sections.")
-    tree = {"recipe": Path(recipe).stem} | tree
+    tree = {"recipe": Path(recipe).stem} | {name: part for name, part in tree.items() if part is not None}
     for override in overrides or []:
         _apply(tree, override)
     return parse_experiment(tree)
@@ -87,7 +90,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise InputError(f"The value in '--set {override}' is not valid YAML.") from error
     node = tree
     for part in path[:-1]:
-        node = node.setdefault(part, {})
+        node[part] = node = node.get(part) or {}
     if path[-1] in ("steps", "epochs") and path[-2:-1] == ["optimizer"]:  # one replaces the other
         node.pop("epochs" if path[-1] == "steps" else "steps", None)
     node[path[-1]] = parsed

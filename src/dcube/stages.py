@@ -156,9 +156,9 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     if file.exists() and not again and read_json(file).get("inputs") == inputs:
         done: dict[str, Any] = read_json(file)
         return done
+    predictor = load(run, pick_device(settings.runtime.device))  # damaged weights cost no look
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
-    predictor = load(run, pick_device(settings.runtime.device))
     probabilities, _ = predict_rows(predictor, images, rows)
     systems = with_floors(images, rows, probabilities, settings, predictor.model.reader)
     measured = figures(systems, images.labels[rows], np.array(images.groups)[rows], images.classes, settings)

@@ -103,6 +103,16 @@ def write_nan(path: Path) -> None:
     tifffile.imwrite(path, pixels)
 
 
+def deep_png(path: Path, colour: int, channels: int) -> None:
+    """A PNG of 16 bits per value, 8 x 8 pixels, of PNG's colour type `colour`."""
+    def part(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 8, 8, 16, colour, 0, 0, 0)
+    lines = zlib.compress(b"".join(b"\0" + b"\x0f\xff" * 8 * channels for _ in range(8)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + part(b"IHDR", head) + part(b"IDAT", lines) + part(b"IEND", b""))
+
+
 BAD = {
     "text.png": (lambda path: path.write_text("not an image"), "not a PNG, JPEG, TIFF or BMP"),
     "text.tif": (lambda path: path.write_text("not an image"), "not a PNG, JPEG, TIFF or BMP"),
@@ -119,6 +129,8 @@ BAD = {
         lambda path: tifffile.imwrite(path, np.zeros((2, 9, 8, 3), np.uint16), photometric="rgb"),
         "several pages",
     ),
+    "deep-colour.png": (lambda path: deep_png(path, 2, 3), "16 bits with colour or transparency; save it as TIFF"),
+    "deep-alpha.png": (lambda path: deep_png(path, 4, 2), "16 bits with colour or transparency; save it as TIFF"),
     "complex.tif": (lambda path: tifffile.imwrite(path, np.zeros((8, 8), np.complex64)), "complex64"),
     "missing.png": (lambda path: None, "no such file"),
 }

@@ -1,5 +1,7 @@
 """What a person names becomes a table, or one plain sentence before any pixel is decoded."""
 
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +84,7 @@ BAD_MANIFESTS = {
     "no train": (HEAD + "benign/0.png,b,test,\nbenign/1.png,m,test,\n", "No image is in the split train"),
     "two labels": (GOOD + "./benign/0.png,m,train,p1\n", "line 4: benign/0.png stood before with another label"),
     "empty label": (GOOD + "benign/2.png,,train,p3\n", "line 4: the label is empty"),
+    "more cells": (GOOD + "benign/2.png,m,train,p3,x\n", "line 4: more cells than the header has columns"),
     "empty path": (GOOD + ",m,train,p3\n", "line 4: the path is empty"),
 }
 
@@ -92,6 +95,25 @@ def test_bad_manifests_are_explained(folder: Path, name: str) -> None:
     with pytest.raises(InputError, match=reason) as caught:
         open_images(str(manifest(folder, text)))
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+
+
+def test_a_comma_at_the_end_of_every_line_is_no_column(folder: Path) -> None:
+    text = "path,label,\nbenign/0.png,b,\nbenign/1.png,m,,\nbenign/2.png,m\n"
+    assert [r.label for r in open_images(str(manifest(folder, text))).records] == ["b", "m", "m"]
+
+
+def test_what_nothing_is_trained_on_need_not_be_fit_for_it(tmp_path: Path, folder: Path) -> None:
+    only = manifest(folder, HEAD + "benign/0.png,b,test,\nbenign/1.png,b,test,\n")
+    with pytest.raises(InputError, match="No image is in the split train"):
+        open_images(str(only), classes=1)
+    assert len(open_images(str(only), classes=None).records) == 2
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs file names that are bytes")
+def test_a_name_that_no_table_could_hold(folder: Path) -> None:
+    (folder / "benign" / os.fsdecode(b"f\xfcr.png")).touch()
+    with pytest.raises(InputError, match="is not valid UTF-8; rename"):
+        open_images(str(folder))
 
 
 def test_manifest_in_another_encoding_is_explained(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from tiny_fit import PHANTOM, contents, done, refused, write_bomb, write_image, write_manifest, write_scans
+from tiny_fit import PHANTOM, cli, contents, done, refused, write_bomb, write_image, write_manifest, write_scans
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +200,8 @@ def test_a_refused_setting_leaves_a_finished_run_as_it_is(copied: Path, recipe: 
     before = contents(copied)
     assert "benign, malignant, normal" in refused("evaluate", copied, "--set", "evaluation.without=[[cyst]]")
     assert "blocks 0 .. 4" in refused("select", copied, "--set", "features.blocks=[7]")
+    sentence = refused("classify", copied, "--set", "features.blocks=[1]")
+    assert "features.blocks: None -> [1] belongs to a stage before 'classify'" in sentence
     assert "no model 'resnet5O'" in refused("classify", copied, "--set", "classifier.cnn=resnet5O")
     changed = ("fit", PHANTOM, "--out", copied, "--recipe", recipe, "--restart", "--no-test")
     with pytest.MonkeyPatch.context() as patch:
@@ -231,6 +233,17 @@ def test_folder_with_other_files(recipe: Path, tmp_path: Path) -> None:
     assert "holds other files (1.png)" in refused(*fit, "--restart")
     assert "is a file" in refused("fit", PHANTOM, "--out", tmp_path / "photos/1.png", "--recipe", recipe)
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["1.png"]
+
+
+def test_damaged_weights_cost_no_look_at_the_test_split(copied: Path, tmp_path: Path) -> None:
+    weights, stamps = copied / "classifier/model.safetensors", copied / ".stages.json"
+    whole, before = weights.read_bytes(), stamps.read_bytes()
+    for damaged in (b"", b"\0" * 100, whole[:-1000], whole[:200]):
+        weights.write_bytes(damaged)
+        result = cli("evaluate", copied, "--split", "test", "--again")
+        assert result.exit_code == 1 and "remove the file and repeat the command" in result.stderr, result.output
+        assert stamps.read_bytes() == before
+    weights.write_bytes(whole)
 
 
 # ---- a full disk

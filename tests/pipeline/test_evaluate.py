@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, roc_auc_score
 from tiny_fit import CLASSES, PHANTOM, contents, done, metrics, refused, table, write_image, write_scans
 
@@ -98,6 +99,16 @@ def test_another_set_of_images(copied: Path, tmp_path: Path) -> None:
     done("evaluate", copied, "--data", two)
     found = metrics(copied, "external-v1.2")
     assert found["n"] == 40 and "bad.png" in found["broken"][0] and found["per_class"]["malignant"]["support"] == 0
+
+    assert len(found["warnings"]) == 40 and "benign/000.png: contrast" in found["warnings"][0]
+
+    write_image(tmp_path / "late/test/benign/1.png", 1)  # one class, in a split that is none here
+    assert "external split: 1 images" in done("evaluate", copied, "--data", tmp_path / "late").stdout
+    deep = np.random.default_rng(0).integers(0, 4096, (24, 24)).astype(np.uint16)
+    Image.fromarray(deep).save(write_image(tmp_path / "deep/benign/1.png", 1))
+    assert "16 bits per value, but the training images had 8" in refused(
+        "evaluate", copied, "--data", tmp_path / "deep"
+    )
 
     write_image(two / "cyst/1.png", 1)
     assert "the class 'cyst', which this run never saw; it knows benign, malignant" in refused(

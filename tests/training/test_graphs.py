@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dcube.config import OptimizerConfig, RuntimeConfig
-from dcube.training.graphs import WARM_UP, Passes, cuda_graph, waits
+from dcube.training.graphs import LOADER, WARM_UP, Passes, cuda_graph, waits
 from dcube.training.loop import Task, ahead, train
 from dcube.training.runtime import Runtime
 
@@ -106,7 +106,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     assert said.count("cannot be recorded") == 1 and "more" not in said
 
 
-def test_only_a_wait_of_the_own_thread_stands_against_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_wait_of_a_loading_thread_does_not_stand_against_a_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not torch's remark at the first use of its watch, not other warnings, not what a loading thread waits for."""
     def watch(mode: str) -> None:
         if mode == "warn":
@@ -118,14 +118,17 @@ def test_only_a_wait_of_the_own_thread_stands_against_a_recording(monkeypatch: p
 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", watch)
     with waits(torch.device("cuda")) as found:
-        loader = Thread(target=wait)
+        loader = Thread(target=wait, name=f"{LOADER}_0")
         loader.start()
         loader.join()
     assert not found
     with pytest.warns(UserWarning, match="another matter"), waits(torch.device("cuda")) as found:
         warnings.warn("another matter", stacklevel=1)
         wait()
-    assert len(found) == 1
+        backward = Thread(target=wait)  # autograd's
+        backward.start()
+        backward.join()
+    assert len(found) == 2
     with waits(torch.device("cpu")) as found:
         pass
     assert not found
@@ -149,6 +152,28 @@ def test_a_recording_holds_what_it_reads(monkeypatch: pytest.MonkeyPatch) -> Non
     gc.collect()
     replay()
     assert alive() is not None and Graph.replayed == 1
+
+
+def test_what_was_recorded_goes_with_the_training() -> None:
+    """At once, not when the collector next looks: on a card it is gigabytes."""
+    model = nn.Linear(3, 1)
+
+    def run(batch: dict[str, torch.Tensor], step: int) -> Any:
+        loss, parts = loss_of(model, batch, step)
+        loss.backward()
+        return loss.detach(), parts
+
+    passes = Passes(model, run, torch.device("cpu"), Stub(model))
+    for step in range(WARM_UP + 2):
+        passes(batch_of(step), step)
+    alive = weakref.ref(passes)
+    assert passes.recording is not None
+    gc.disable()
+    try:
+        del passes
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_after_a_failed_recording_none_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:

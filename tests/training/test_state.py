@@ -117,14 +117,20 @@ def test_saving_a_step_again_never_takes_the_checkpoint_away(
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     fresh().save(tmp_path)
-    with pytest.raises(DCubeError, match="does not fit this model; repeat with --restart"):
+    with pytest.raises(DCubeError, match="does not fit this model; remove the folder"):
         fresh(width=5).resume(tmp_path)
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
     path = fresh().save(tmp_path)
+    (path / "state.json").write_text("{")
+    with pytest.raises(DCubeError, match="damaged .* remove the folder"):
+        fresh().resume(tmp_path)
     (path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(DCubeError, match="repeat with --restart"):
+    with pytest.raises(DCubeError, match="damaged .* remove the folder"):
+        fresh().resume(tmp_path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(DCubeError, match="damaged .* remove the folder"):
         fresh().resume(tmp_path)
 
 

@@ -58,7 +58,7 @@ class StageLoss(nn.Module):
         self.system, self.stage, self.classes = system, stage, classes
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        labels = torch.arange(len(images)) % self.classes
+        labels = torch.arange(len(images), device=images.device) % self.classes
         return self.stage.loss(images, labels, torch_rng(0, "trial"))[0]
 
 

@@ -22,9 +22,9 @@ _SAMPLE_VALUES = 4096  # values per image that enter the percentiles
 def read_image(path: str | Path) -> np.ndarray:
     """Raw pixels of a PNG, JPEG, TIFF or BMP file: [H, W] or [H, W, 3], uint8, uint16 or float32.
 
-    Transparency is composited on black, palettes are expanded, the camera's rotation tag is applied. Pillow
-    keeps 8 of the 16 bits of colour PNGs; grey PNGs and all TIFFs keep theirs. Raises InputError for whatever
-    cannot be used: no image, truncated, over 100 Mpx, several pages, NaN or infinite values.
+    Transparency is composited on black, palettes are expanded, the camera's rotation tag is applied. Raises InputError
+    for whatever cannot be used: no image, truncated, over 100 Mpx, several pages, NaN or infinite values, and PNGs of
+    16 bits in colour or with transparency, of which Pillow would keep 8.
     """
     path = Path(path)
     try:
@@ -60,6 +60,8 @@ def _decode(path: Path) -> np.ndarray:
                 raise InputError(f"{path}: the file holds several pages; save each as an image of its own.")
             if file.format == "TIFF" and file.mode.startswith("RGB") and max(_tiff_bits(file)) > 8:
                 return _decode_tiff(path)  # Pillow would drop half of the bits
+            if file.format == "PNG" and file.mode not in _DEEP_MODES and ";16" in str(file.tile):
+                raise InputError(f"{path}: a PNG of 16 bits with colour or transparency; save it as TIFF, or as grey.")
             file.load()
             if file.mode in _DEEP_MODES:
                 return np.asarray(file)

@@ -8,7 +8,7 @@ import io
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,24 +34,24 @@ def source(function: Source) -> Source:
     return function
 
 
-def open_images(data: str, seed: int = 0) -> ImageSet:
+def open_images(data: str, seed: int = 0, classes: int | None = 2) -> ImageSet:
     """The table behind `data`: a class folder, a manifest, a prepared store or `phantom:`; no pixel is decoded.
 
-    `seed` is for sets that the program makes and whose name states none. Raises InputError for whatever is wrong
-    with the table: nothing there, fewer than two classes, missing files, a group in two splits, a label that
-    train never sees.
+    `seed` is for sets that the program makes and whose name states none; `classes`: how many are needed to train on the
+    set, None where nothing is trained. Raises InputError for whatever is wrong with the table: nothing there, too few
+    classes, missing files, a group in two splits, a label that train never sees.
     """
     for make in SOURCES:
         images = make(str(data), seed)
         if images is not None:
-            return _check_table(images)
+            return images if classes is None else _check_table(images, classes)
     raise InputError(
         f"There is no folder or file '{data}'; give a folder with one sub-folder per class, or a manifest."
     )
 
 
-def _check_table(images: ImageSet) -> ImageSet:
-    if len(images.classes) < 2:
+def _check_table(images: ImageSet, classes: int) -> ImageSet:
+    if len(images.classes) < classes:
         raise InputError(
             f"{images.name} holds images of one class only ('{images.classes[0]}'); a classifier needs at least two."
         )
@@ -99,7 +99,7 @@ def manifest(data: str, seed: int) -> ImageSet | None:
         return None
     if path.suffix.lower() != ".csv":
         raise InputError(f"{path} is neither a folder nor a manifest (.csv); give the folder that holds the images.")
-    rows = _read_rows(path)
+    rows = read_rows(path)
     records: dict[str, Record] = {}
     for number, row in rows:
         record = _record(row, f"{path}, line {number}")
@@ -117,23 +117,33 @@ def manifest(data: str, seed: int) -> ImageSet | None:
     return _from_files(str(path), root, list(records.values()))
 
 
-def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def read_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a manifest, each with its line number; column names in lower case. InputError where it is no UTF-8
+    CSV, lacks a needed column or any row, or where a row has more cells than the header.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), restkey="", restval="")
+        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
         columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
         reader.fieldnames = columns
-        rows = [(reader.line_num, {key: (row[key] or "").strip() for key in columns}) for row in reader]
+        rows = []
+        for row in reader:
+            if any(map(str.strip, row.pop(None, []))):  # type: ignore[call-overload]  # the reader's key for the rest
+                raise InputError(
+                    f"{path}, line {reader.line_num}: more cells than the header has columns; put names that hold a"
+                    " comma into quotation marks."
+                )
+            rows.append((reader.line_num, {key: (row[key] or "").strip() for key in columns}))
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save the manifest as UTF-8 CSV.") from error
     except csv.Error as error:
         raise InputError(f"{path} is not a readable CSV file ({error}).") from error
-    for needed in ("path", "label"):
-        if needed not in columns:
+    for column in needed:
+        if column not in columns:
             found = ", ".join(filter(None, columns)) or "nothing"
             raise InputError(
-                f"{path} has no column '{needed}' (found: {found}); a manifest needs the columns path and label,"
-                " separated by commas."
+                f"{path} has no column '{column}' (found: {found}); a manifest needs"
+                f" {'the columns ' if len(needed) > 1 else 'a column '}{' and '.join(needed)}, separated by commas."
             )
     if not rows:
         raise InputError(f"{path} lists no images.")
@@ -143,12 +153,21 @@ def _read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _record(row: dict[str, str], where: str) -> Record:
     if not row["path"] or not row["label"]:
         raise InputError(f"{where}: the {'label' if row['path'] else 'path'} is empty.")
-    path = posixpath.normpath(row["path"].replace("\\", "/"))
+    path = path_of(row)
     split = row.get("split", "")
     if split and split.lower() not in SPLIT_NAMES:
         raise InputError(f"{where}: '{split}' is not a split; use train, val or test.")
-    group = row.get("group_id") or row.get("patient_id") or path
-    return Record(path, row["label"], group, SPLIT_NAMES[split.lower()] if split else None)
+    return Record(path, row["label"], group_of(row), SPLIT_NAMES[split.lower()] if split else None)
+
+
+def path_of(row: dict[str, str]) -> str:
+    """The path that a row of a manifest names, also where it was written on Windows."""
+    return posixpath.normpath(row["path"].replace("\\", "/"))
+
+
+def group_of(row: dict[str, str]) -> str:
+    """What must stay together, by a row of a manifest; the image itself where the row does not say."""
+    return row.get("group_id") or row.get("patient_id") or path_of(row)
 
 
 @source
@@ -216,7 +235,18 @@ def _list(folder: Path) -> tuple[list[Path], list[Path], int]:
     return folders, images, others
 
 
+def check_name(path: str | Path) -> None:
+    """InputError for a file name that no table could hold: bytes that are not UTF-8, as old ZIP archives leave them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The name {ascii(str(path))} is not valid UTF-8; rename the file or folder.") from error
+
+
 def _from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:
+    for record in records:
+        check_name(record.path)
+
     def read(record: Record) -> np.ndarray:
         return read_image(root / record.path)
 

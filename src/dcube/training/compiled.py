@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dcube.training.fastest import MARGIN, Trial, passes
-from dcube.training.graphs import Recorder
+from dcube.training.graphs import Recorder, waits
 
 ROUNDS = 10  # of the trial
 SHORT = 80.0  # seconds of passes below which no trial is made: half of them saved would not pay for compiling twice
@@ -80,13 +80,13 @@ def try_compiled(
         inputs = _map(lambda x: x.repeat(times, *[1] * (x.ndim - 1)).to(device), inputs)
         eager = passes((module, inputs), dtype, kind)
         _seconds(eager, device)  # the device's libraries are loaded on its account
-        eager = _recorded(eager, record)
+        eager = _recorded(eager, device, record)
         once = min(_seconds(eager, device) for _ in range(2))
         if once * total < SHORT:
             return Gain(once, once)
         compiled = passes((module, inputs), dtype, kind, partial(compile_parts, strict=True))
         cost = _seconds(compiled, device)
-        compiled = _recorded(compiled, record)
+        compiled = _recorded(compiled, device, record)
         both = [(_seconds(eager, device), _seconds(compiled, device)) for _ in range(ROUNDS)]
     except Exception as error:  # whatever a compiler may raise: the model runs without
         return Gain(failure=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -94,10 +94,13 @@ def try_compiled(
     return Gain(found[0], found[1], cost)
 
 
-def _recorded(run: Callable[[], None], record: Recorder | None) -> Callable[[], None]:
+def _recorded(run: Callable[[], None], device: torch.device, record: Recorder | None) -> Callable[[], None]:
     if record is None:
         return run
-    run()  # once more: what is set up at the second call
+    with waits(device) as found:
+        run()  # once more: what is set up at the second call
+    if found:
+        return run
     try:
         return record(run)
     except Exception:  # its steps will not be recorded either

@@ -19,6 +19,7 @@ Batch: TypeAlias = dict[str, torch.Tensor]
 Parts: TypeAlias = dict[str, torch.Tensor]
 WAIT = "called a synchronizing CUDA operation"  # torch's words
 FAILED: list[str] = []  # after a recording that failed none is tried again in this process: torch may be in disorder
+LOADER = "dcube-loader"  # names of the threads that load batches begin so
 WARM_UP = 3  # steps of a kind before it is recorded: libraries make their choices and set themselves up in them
 
 
@@ -88,8 +89,9 @@ class Passes:
         for parameter in self.parameters:
             parameter.grad = None  # so that the gradients are made anew, in memory of the recording
         fixed, found = {name: v.to(self.device, copy=True) for name, v in batch.items()}, []
+        run = self.run  # alone: what is recorded must not hold this object, or its memory outlives the training
         try:
-            replay = self.record(lambda: found.append(self.run(fixed, step)))
+            replay = self.record(lambda: found.append(run(fixed, step)))
         except Exception as error:  # whatever a library forbids
             self._give_up(f"{type(error).__name__}: {error}".splitlines()[0])
             for parameter in self.parameters:
@@ -105,17 +107,19 @@ class Passes:
 
 @contextlib.contextmanager
 def waits(device: torch.device) -> Iterator[list[str]]:
-    """Inside, what makes this thread wait for a CUDA device is noted: in a recording it would be an error."""
+    """Inside, what makes a thread wait for a CUDA device is noted: in a recording it would be an error. Threads that
+    load batches (`loop.ahead`) may wait.
+    """
     found: list[str] = []
     if device.type != "cuda":
         yield found
         return
-    mine, show = threading.get_ident(), warnings.showwarning
+    show = warnings.showwarning
 
     def note(message: Warning | str, *where: Any, **more: Any) -> None:
         if WAIT not in str(message):
             show(message, *where, **more)
-        elif threading.get_ident() == mine:  # threads that load batches may wait
+        elif not threading.current_thread().name.startswith(LOADER):
             found.append(str(message))
 
     with warnings.catch_warnings():

@@ -20,7 +20,7 @@ from dcube.progress import progress
 from dcube.training.clock import Clock, Looks, Watch
 from dcube.training.ema import EMA
 from dcube.training.fastest import Trial
-from dcube.training.graphs import Batch, Parts, Passes
+from dcube.training.graphs import LOADER, Batch, Parts, Passes
 from dcube.training.log import Log
 from dcube.training.order import key
 from dcube.training.runtime import Runtime, memory_advice
@@ -200,7 +200,7 @@ def ahead(batch: Callable[[int], Batch], start: int, stop: int, loaders: int = 1
     """
     threads, alone = torch.get_num_threads(), None if loaders == 1 else partial(torch.set_num_threads, 1)
     try:
-        with ThreadPoolExecutor(loaders, initializer=alone) as pool:
+        with ThreadPoolExecutor(loaders, LOADER, initializer=alone) as pool:
             waiting = deque(pool.submit(batch, step) for step in range(start, min(start + loaders, stop)))
             for step in range(start + loaders, stop + loaders):
                 current = waiting.popleft().result()

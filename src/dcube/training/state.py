@@ -58,12 +58,13 @@ class TrainState:
             self.model.load_state_dict(load_file(found[-1] / "model.safetensors"))
             self.ema.model.load_state_dict(load_file(found[-1] / "ema.safetensors"))
             self._load_optimizer(load_file(found[-1] / "optimizer.safetensors"))
-        except (RuntimeError, KeyError, SafetensorError) as error:
+            state = read_json(found[-1] / "state.json")
+            self.step, self.extra = state["step"], state["extra"]
+        except (RuntimeError, KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
             raise DCubeError(
-                f"The checkpoint {found[-1]} does not fit this model; repeat with --restart to train anew."
+                f"The checkpoint {found[-1]} is damaged or does not fit this model; remove the folder"
+                f" {directory.parent} and repeat the command to train anew."
             ) from error
-        state = read_json(found[-1] / "state.json")
-        self.step, self.extra = state["step"], state["extra"]
         return True
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
@@ -102,10 +103,13 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             texts = handle.metadata() or {}
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
     except Exception as error:
-        raise DCubeError(
-            f"The weights {path} cannot be read ({error}); run the stage that makes them again."
-        ) from error
+        raise DCubeError(unreadable(path, error)) from error
     return tensors, {name: json.loads(text) for name, text in texts.items()}
+
+
+def unreadable(path: Path, error: Exception) -> str:
+    """What is said of damaged weights."""
+    return f"The weights {path} cannot be read ({error}); remove the file and repeat the command that made it."
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -113,6 +117,8 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # Windows opens no folder, and needs no such call
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
