@@ -9,7 +9,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install -e ".[offline,tracking,transformers,dev]" -c constraints.txt
+	$(VENV)/bin/python -m pip install -e ".[offline,dicom,tracking,transformers,dev]" -c constraints.txt
 	touch $@
 
 demo: install

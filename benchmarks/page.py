@@ -19,8 +19,8 @@ BEGIN, END = "<!-- figures: python -m benchmarks.page -->", "<!-- end of figures
 
 
 def table(found: dict[str, Any]) -> str:
-    """The machine and the Markdown table of one file."""
-    kind, module = next((kind, module) for kind, module in KINDS.items() if kind in found)
+    """The machine and the Markdown table of one file; StopIteration for one that holds no figures."""
+    kind, module = next((kind, module) for kind, module in KINDS.items() if found.get(kind))
     rows = [module.COLUMNS, *map(module.cells, found[kind])]
     head, *body = ("| " + " | ".join(row) + " |" for row in rows)
     return "\n".join([machine(found["machine"]), "", head, "| --- " * len(rows[0]) + "|", *body, *notes(found)])

@@ -14,6 +14,9 @@ class DataConfig(Section):
     size: Annotated[int, Field(ge=8)] = 256  # stored height and width, pixels
     channels: Literal["auto", 1, 3] = "auto"  # auto: 1 if every file is grey, else 3
     aspect: Literal["pad", "squash", "crop"] = "pad"
+    # of DICOM, 16-bit and float images: centre and width of the values that are told apart, in the files' units, for
+    # lungs [-600, 1500] Hounsfield units; None: the set's 0.5 and 99.5 percentiles
+    window: tuple[float, Annotated[float, Field(gt=0)]] | None = None
     val_fraction: Fraction = 0.15  # used only where the data bring no split
     test_fraction: Fraction = 0.15
     max_broken: Fraction = 0.05  # share of unreadable files above which the set is refused

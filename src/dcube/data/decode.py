@@ -9,9 +9,10 @@ from typing import Any, Self
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from dcube.data import dicom
 from dcube.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *dicom.SUFFIXES)
 MAX_PIXELS = 100_000_000  # 100 Mpx; more is refused by the header alone, before memory is asked for
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
@@ -20,7 +21,7 @@ _SAMPLE_VALUES = 4096  # values per image that enter the percentiles
 
 
 def read_image(path: str | Path) -> np.ndarray:
-    """Raw pixels of a PNG, JPEG, TIFF or BMP file: [H, W] or [H, W, 3], uint8, uint16 or float32.
+    """Raw pixels of a PNG, JPEG, TIFF, BMP or DICOM file: [H, W] or [H, W, 3], uint8, uint16 or float32.
 
     Transparency is composited on black, palettes are expanded, the camera's rotation tag is applied. Raises InputError
     for whatever cannot be used: no image, truncated, over 100 Mpx, several pages, NaN or infinite values, and PNGs of
@@ -28,7 +29,7 @@ def read_image(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        pixels = _decode(path)
+        pixels = dicom.read_dicom(path, MAX_PIXELS) if dicom.is_dicom(path) else _decode(path)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -214,6 +215,12 @@ def _square(plane: np.ndarray, size: int, aspect: str) -> np.ndarray:
     return square
 
 
+def edges(window: tuple[float, float]) -> tuple[float, float]:
+    """Lowest and highest value that a window shows, from its centre and width."""
+    centre, width = window
+    return centre - width / 2, centre + width / 2
+
+
 Look = tuple[bool, np.ndarray | None]
 
 
@@ -224,17 +231,21 @@ def look(raw: np.ndarray) -> Look:
     return is_colour(raw), deep
 
 
-def survey(looks: Iterable[Look], size: int, channels: int | str, aspect: str) -> Normalisation:
+def survey(
+    looks: Iterable[Look], size: int, channels: int | str, aspect: str, window: tuple[float, float] | None = None
+) -> Normalisation:
     """Choose channels, bits and range for a set from looks at some of its images.
 
-    Channels "auto": 1 if all are grey, else 3. The range of 16-bit and float images goes from the 0.5 to the
-    99.5 percentile of their values.
+    Channels "auto": 1 if all are grey, else 3. The range of 16-bit and float images is that of `window` (its centre and
+    width); without one it goes from the 0.5 to the 99.5 percentile of their values.
     """
     seen = list(looks)
     deep = [values for _, values in seen if values is not None]
     low, high = 0.0, 255.0
     if deep:
         low, high = (float(value) for value in np.percentile(np.concatenate(deep), [0.5, 99.5]))
+        if window:
+            low, high = edges(window)
         high = high if high > low else low + 1.0
     count = (3 if any(colour for colour, _ in seen) else 1) if channels == "auto" else int(channels)
     return Normalisation(size, count, aspect, 16 if deep else 8, low, high)

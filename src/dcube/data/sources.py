@@ -9,11 +9,13 @@ import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from dcube.data.decode import SUFFIXES, read_image
+from dcube.data.dicom import is_dicom, patient_of
 from dcube.data.records import ImageSet, Record
 from dcube.data.split import check_splits
 from dcube.errors import InputError
@@ -246,11 +248,19 @@ def check_name(path: str | Path) -> None:
 def _from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:
     for record in records:
         check_name(record.path)
+    records = [_of_patient(root, record) for record in records]
 
     def read(record: Record) -> np.ndarray:
         return read_image(root / record.path)
 
     return ImageSet(name, root, tuple(records), read, ignored)
+
+
+def _of_patient(root: Path, record: Record) -> Record:
+    """DICOM files that nobody has grouped are grouped by their patient."""
+    if record.group != record.path or not is_dicom(root / record.path):
+        return record
+    return replace(record, group=patient_of(root / record.path) or record.group)
 
 
 def describe(images: ImageSet) -> str:

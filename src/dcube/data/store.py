@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 
 from dcube.config import DataConfig
-from dcube.data.decode import Look, Normalisation, is_colour, look, survey
+from dcube.data.decode import Look, Normalisation, edges, is_colour, look, survey
 from dcube.data.records import ImageSet, Record
 from dcube.errors import InputError
 from dcube.files import digest, file_digest, read_json, write_json, write_text
@@ -105,6 +105,7 @@ def store_key(images: ImageSet, config: DataConfig) -> str:
             content = list(pool.map(lambda record: _content(root / record.path), images.records))
     table = [[r.path, r.label, r.group, r.split] for r in images.records]
     settings = {name: getattr(config, name) for name in ("size", "channels", "aspect", "max_broken")}
+    settings |= {"window": config.window} if config.window else {}
     return digest([_FORMAT, settings, table, content])
 
 
@@ -134,6 +135,8 @@ def cached_store(
 def _prepared(directory: Path, config: DataConfig) -> Store:
     store = Store.open(directory)
     has, wants = store.normalisation, config
+    if wants.window and (has.low, has.high) != edges(wants.window):
+        raise InputError(f"The store {directory} was made with another data.window; prepare it again from the images.")
     if (has.size, has.aspect) != (wants.size, wants.aspect) or wants.channels not in ("auto", has.channels):
         raise InputError(
             f"The store {directory} holds {has.size} px, {has.aspect}, {has.channels} channel(s), but the settings ask"
@@ -187,12 +190,14 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     chosen = set(np.linspace(0, len(records) - 1, min(_SURVEY, len(records))).astype(int).tolist())
     while True:
         looks = _looks(images, sorted(chosen))
-        normalisation = survey(looks, config.size, config.channels, config.aspect)
+        normalisation = survey(looks, config.size, config.channels, config.aspect, config.window)
         surprise, kept, broken = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
         if surprise is None:
             break
         chosen.add(surprise)  # a colour or 16-bit image that the survey had not met: at most twice
     _check_broken(images, kept, broken, config.max_broken)
+    if config.window and normalisation.bits == 8:
+        raise InputError("data.window is for values of more than 8 bits, and these images have 8; leave it out.")
     rows = [records[i] for i in kept]
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
@@ -200,14 +205,9 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     table.writerows([r.path, r.label, r.group, r.split or ""] for r in rows)
     write_text(work / _TABLE_FILE, text.getvalue())
     meta = {
-        "format": _FORMAT,
-        "key": key,
-        "name": images.name,
-        "images": len(rows),
-        "classes": images.classes,
-        "normalisation": normalisation.to_dict(),
-        "broken": broken,
-    }
+        "format": _FORMAT, "key": key, "name": images.name, "images": len(rows), "classes": images.classes,
+        "normalisation": normalisation.to_dict(), "broken": broken,
+    }  # fmt: skip
     write_json(work / STORE_FILE, meta)
 
 

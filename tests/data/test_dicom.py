@@ -1,0 +1,161 @@
+"""DICOM: the units of the file, the patients of a set, and a sentence for whatever cannot be used."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dcube.config import DataConfig
+from dcube.data.decode import read_image
+from dcube.data.sources import open_images
+from dcube.data.store import Store, build_store
+from dcube.errors import InputError
+from dcube.prediction import list_images
+
+pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian  # noqa: E402
+
+RAMP = np.arange(16 * 20, dtype=np.uint16).reshape(16, 20)
+
+
+def write(path: Path, pixels: np.ndarray = RAMP, **tags: Any) -> Path:
+    """A CT slice, or what `tags` make of it; a tag of None is left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = pydicom.Dataset()
+    file.file_meta = pydicom.dataset.FileMetaDataset()
+    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = CTImageStorage
+    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = pydicom.uid.generate_uid()
+    bits = 8 * pixels.dtype.itemsize
+    about = {
+        "PatientID": "P1", "Rows": pixels.shape[0], "Columns": pixels.shape[1], "BitsAllocated": bits,
+        "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": int(pixels.dtype.kind == "i"),
+        "SamplesPerPixel": 1 if pixels.ndim == 2 else 3, "PixelData": pixels.tobytes(),
+        "PhotometricInterpretation": "MONOCHROME2" if pixels.ndim == 2 else "RGB",
+    } | ({} if pixels.ndim == 2 else {"PlanarConfiguration": 0}) | tags  # fmt: skip
+    for name, value in about.items():
+        if value is not None:
+            setattr(file, name, value)
+    file.save_as(path, enforce_file_format=True)
+    return path
+
+
+def test_values_are_those_of_the_modality(tmp_path: Path) -> None:
+    found = read_image(write(tmp_path / "ct.dcm", RescaleSlope=2, RescaleIntercept=-1024))
+    assert found.dtype == np.float32 and np.array_equal(found, 2.0 * RAMP - 1024)
+    signed = RAMP.astype(np.int16) - 100
+    assert np.array_equal(read_image(write(tmp_path / "mr.DICOM", signed)), signed)
+
+
+def test_eight_bits_stay_eight_bits(tmp_path: Path) -> None:
+    grey = RAMP.astype(np.uint8)
+    found = read_image(write(tmp_path / "us.dcm", grey))
+    assert found.dtype == np.uint8 and np.array_equal(found, grey)
+    colour = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
+    assert np.array_equal(read_image(write(tmp_path / "photo.dcm", colour)), colour)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16])
+def test_zero_is_black_whatever_the_file_says(tmp_path: Path, kind: type) -> None:
+    shown = RAMP.astype(kind)
+    lowest, highest = (np.iinfo(kind).min, np.iinfo(kind).max)
+    stored = (lowest + highest - shown.astype(np.int64)).astype(kind)
+    found = read_image(write(tmp_path / "cr.dcm", stored, PhotometricInterpretation="MONOCHROME1"))
+    assert np.array_equal(found.astype(np.int64), shown)
+
+
+def test_padding_is_black_and_moves_no_range(tmp_path: Path) -> None:
+    stored = RAMP.astype(np.int16) + 10
+    stored[:2] = -2000
+    found = read_image(write(tmp_path / "ct.dcm", stored, PixelPaddingValue=-2000, RescaleIntercept=-5, RescaleSlope=1))
+    assert (found[:2] == stored[2:].min() - 5).all() and np.array_equal(found[2:], stored[2:] - 5.0)
+
+
+@pytest.mark.parametrize("kind", ["RLELossless", "JPEGLosslessProcess14_1", "JPEGLSLossless", "JPEG2000Lossless"])
+def test_compressed_files(tmp_path: Path, kind: str) -> None:
+    gdcm = pytest.importorskip("gdcm", reason="the extra dicom is not installed whole")
+    reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
+    reader.SetFileName(str(write(tmp_path / "plain.dcm")))
+    assert reader.Read()
+    change.SetTransferSyntax(gdcm.TransferSyntax(getattr(gdcm.TransferSyntax, kind)))
+    change.SetInput(reader.GetImage())
+    assert change.Change()
+    writer.SetFile(reader.GetFile())
+    writer.SetImage(change.GetOutput())
+    writer.SetFileName(str(tmp_path / "ct.dcm"))
+    assert writer.Write()
+    assert pydicom.dcmread(tmp_path / "ct.dcm").file_meta.TransferSyntaxUID.is_compressed
+    assert np.array_equal(read_image(tmp_path / "ct.dcm"), RAMP)
+
+
+BAD = {
+    "text.dcm": (lambda path: path.write_text("not DICOM"), "this is not a DICOM file"),
+    "empty.dcm": (lambda path: path.write_bytes(b""), "this is not a DICOM file"),
+    "report.dcm": (lambda path: write(path, PixelData=None), "holds no image"),
+    "cine.dcm": (
+        lambda path: write(path, NumberOfFrames=2, PixelData=2 * RAMP.tobytes()), "several frames; save each",
+    ),
+    "huge.dcm": (lambda path: write(path, Rows=60000, Columns=60000), "more than 100 million pixels"),
+    "short.dcm": (lambda path: write(path, PixelData=RAMP.tobytes()[:-100]), "cannot be read"),
+    "missing.dcm": (lambda path: None, "no such file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_used_is_explained(tmp_path: Path, name: str) -> None:
+    make, reason = BAD[name]
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=reason) as caught:
+        read_image(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "ct.dcm")
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(InputError, match=r"pip install 'dcube-med\[dicom\]'"):
+        read_image(path)
+
+
+def test_images_are_grouped_by_patient_and_nobody_is_named(tmp_path: Path) -> None:
+    for number, patient in enumerate(("Ann", "Ann", "Bob", None)):
+        write(tmp_path / "scans" / ("ill" if number % 2 else "well") / f"{number}.dcm", PatientID=patient)
+    records = {record.path: record for record in open_images(str(tmp_path / "scans")).records}
+    groups = [records[f"{'ill' if n % 2 else 'well'}/{n}.dcm"].group for n in range(4)]
+    assert groups[0] == groups[1] != groups[2] and groups[3] == "ill/3.dcm"
+    assert all("Ann" not in group and "Bob" not in group for group in groups)
+
+
+def test_a_manifest_knows_better(tmp_path: Path) -> None:
+    for name in ("1", "2", "3"):  # as scanners name them: without an ending
+        write(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text("path,label,patient_id\n1,a,x\n2,b,\n3,b,\n")
+    images = open_images(str(tmp_path))
+    groups = [record.group for record in images.records]
+    assert groups[0] == "x" and groups[1] == groups[2] and groups[1].startswith("patient-")
+    assert np.array_equal(images.read(images.records[0]), RAMP)
+
+
+def test_a_window_says_what_is_told_apart(tmp_path: Path) -> None:
+    for name in ("a/1.dcm", "b/1.dcm"):
+        write(tmp_path / "scans" / name, RescaleSlope=10, RescaleIntercept=-1000)
+    images = open_images(str(tmp_path / "scans"))
+    config = DataConfig(size=20, window=(0.0, 1000.0))
+    store = build_store(images, config, tmp_path / "store")
+    expected = np.clip((10.0 * RAMP - 1000 + 500) / 1000, 0, 1)
+    np.testing.assert_allclose(store.floats([0])[0, 0, 2:18], expected, atol=1e-4)
+    assert (store.normalisation.low, store.normalisation.high) == (-500, 500)
+    assert store.key != build_store(images, DataConfig(size=20), tmp_path / "other").key
+    assert Store.open(tmp_path / "store").key == store.key
+    with pytest.raises(InputError, match="these images have 8"):
+        for name in ("a/1.dcm", "b/1.dcm"):
+            write(tmp_path / "photos" / name, RAMP.astype(np.uint8))
+        build_store(open_images(str(tmp_path / "photos")), config, tmp_path / "third")
+    assert not (tmp_path / "third").exists()
+
+
+def test_folders_of_dicom_files_are_predicted(tmp_path: Path) -> None:
+    write(tmp_path / "new" / "series" / "1.dcm")
+    assert list(list_images([tmp_path / "new"])) == [str(tmp_path / "new" / "series" / "1.dcm")]
