@@ -40,6 +40,7 @@ def fit(
     if folds is not None and (no_test or again or dry_run or max_minutes is not None):
         raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
     from dcube.data.sources import describe
+    from dcube.data.twins import remarks
 
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
@@ -53,7 +54,7 @@ def fit(
         print(describe_run(images, settings))
         return None
     store = store_of(images, settings)
-    _say_left_out(store)
+    _say_of(store)
     if folds is not None:
         from dcube.crossval import cross_validate
 
@@ -66,7 +67,7 @@ def fit(
         Run(out).refuse_second_look(settings, store.key)
     run = Run.create_or_open(
         out, settings, store=store.directory, store_key=store.key, data_name=str(data), broken=store.broken,
-        device=str(pick_device(settings.runtime.device)), restart=restart,
+        remarks=remarks(store), device=str(pick_device(settings.runtime.device)), restart=restart,
     )  # fmt: skip
     with run.locked():
         write_splits(run, store, settings)
@@ -124,14 +125,19 @@ def prepare(
     images = _open(str(data), settings)
     print(describe(images))
     store = build_store(images, settings.data, Path(out), _reporter())
-    _say_left_out(store)
+    _say_of(store)
     print(f"Prepared {len(store.labels)} images in {out}")
     return Path(out)
 
 
-def _say_left_out(store: "Store") -> None:
+def _say_of(store: "Store") -> None:
+    """What a person should know before the store is used."""
+    from dcube.data.twins import remarks
+
     for entry in store.broken:
         print(f"left out: {entry['path']}: {entry['reason']}")
+    for remark in remarks(store):
+        print(remark)
 
 
 def load(run: str | Path, device: str | None = None) -> "DCube":

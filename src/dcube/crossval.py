@@ -10,6 +10,7 @@ from dcube.classifier.model import predict_rows
 from dcube.config import Experiment
 from dcube.data.folds import fold_splits
 from dcube.data.store import Store
+from dcube.data.twins import remarks
 from dcube.errors import InputError
 from dcube.files import write_json
 from dcube.runs import Run
@@ -33,7 +34,7 @@ def cross_validate(
         print(f"fold {fold + 1} of {folds}")
         run = Run.create_or_open(
             out / f"fold-{fold}", settings, store=store.directory, store_key=store.key, data_name=data_name,
-            device=device, broken=store.broken, restart=restart,
+            device=device, broken=store.broken, remarks=remarks(store), restart=restart,
         )  # fmt: skip
         with run.locked():
             if run.split.is_file() and read_split(run.split) != dict(zip(store.paths, splits.tolist(), strict=True)):

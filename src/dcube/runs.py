@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Self
@@ -64,6 +65,7 @@ class Run:
         data_name: str,
         device: str,
         broken: list[dict[str, str]] | None = None,
+        remarks: Sequence[str] = (),
         sets: list[dict[str, str]] | None = None,
         restart: bool = False,
     ) -> Self:
@@ -73,6 +75,7 @@ class Run:
         with the same ones begins anew.
 
         store: folder of the prepared images, store_key: its content key, data_name: what a person calls the data,
+        remarks: what the report must say of them,
         sets: name, key and store of each image set, where a pre-training has several (`store` is then the first's).
         Raises InputError naming the changed settings, or both data sets.
         """
@@ -92,7 +95,7 @@ class Run:
                 )
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
             place = str(Path(store).resolve())
-            data = {"name": data_name, "key": store_key, "store": place, "broken": broken or []}
+            data = {"name": data_name, "key": store_key, "store": place, "broken": broken or [], "remarks": [*remarks]}
             write_json(run.data, data | ({"sets": sets} if sets else {}))
             run.write_environment(device)
         return run

@@ -16,6 +16,7 @@ import numpy as np
 from dcube.config import DataConfig
 from dcube.data.decode import Look, Normalisation, edges, is_colour, look, survey
 from dcube.data.records import ImageSet, Record
+from dcube.data.twins import joined_groups, twins_of
 from dcube.errors import InputError
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 
@@ -42,13 +43,12 @@ class Store:
         with open(directory / _TABLE_FILE, encoding="utf-8", newline="") as handle:
             rows = list(csv.DictReader(handle))
         self.paths = [row["path"] for row in rows]
-        self.groups = [row["group"] for row in rows]
         self.given_splits: list[str | None] = [row["split"] or None for row in rows]
         index = {name: number for number, name in enumerate(self.classes)}
         self.labels = np.array([index[row["label"]] for row in rows], dtype=np.int64)
-        n = self.normalisation
-        shape = (len(rows), n.channels, n.size, n.size)
-        self.pixels = np.memmap(directory / _PIXEL_FILE, dtype=n.dtype, mode="r", shape=shape)
+        self.pixels = _mapped(directory, self.normalisation, len(rows))
+        self.twins: list[list[int]] = meta["twins"] if "twins" in meta else twins_of(self.pixels)  # older stores
+        self.groups = joined_groups([row["group"] for row in rows], self.twins, self.given_splits)  # must stay together
 
     @classmethod
     def open(cls, directory: Path | str) -> Self:
@@ -204,11 +204,11 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     table.writerow(["path", "label", "group", "split"])
     table.writerows([r.path, r.label, r.group, r.split or ""] for r in rows)
     write_text(work / _TABLE_FILE, text.getvalue())
-    meta = {
+    twins = twins_of(_mapped(work, normalisation, len(rows)))
+    write_json(work / STORE_FILE, {
         "format": _FORMAT, "key": key, "name": images.name, "images": len(rows), "classes": images.classes,
-        "normalisation": normalisation.to_dict(), "broken": broken,
-    }  # fmt: skip
-    write_json(work / STORE_FILE, meta)
+        "normalisation": normalisation.to_dict(), "broken": broken, "twins": twins,
+    })  # fmt: skip
 
 
 def _looks(images: ImageSet, indices: list[int]) -> list[Look]:
@@ -233,9 +233,8 @@ def _write_pixels(
             raw = images.read(record)
         except InputError as error:
             return str(error).removeprefix(f"{images.root / record.path}: " if images.root else "")
-        if (raw.dtype != np.uint8 and normalisation.bits == 8) or (may_widen and is_colour(raw)):
-            return None
-        return normalisation.apply(raw)
+        grown = (raw.dtype != np.uint8 and normalisation.bits == 8) or (may_widen and is_colour(raw))
+        return None if grown else normalisation.apply(raw)
 
     kept: list[int] = []
     broken: list[dict[str, str]] = []
@@ -269,6 +268,11 @@ def _check_broken(images: ImageSet, kept: list[int], broken: list[dict[str, str]
     lost = sorted(set(images.classes) - {images.records[i].label for i in kept})
     if lost:
         raise InputError(f"No image of the class '{lost[0]}' can be read; repair its files or remove the class.")
+
+
+def _mapped(directory: Path, normalisation: Normalisation, count: int) -> np.ndarray:
+    shape = count, normalisation.channels, normalisation.size, normalisation.size
+    return np.memmap(directory / _PIXEL_FILE, normalisation.dtype, "r", shape=shape)
 
 
 def _publish(work: Path, directory: Path) -> Store:

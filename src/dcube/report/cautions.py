@@ -20,6 +20,7 @@ def run_warnings(
     found = []
     if data and str(data.get("name", "")).startswith("phantom:"):
         found.append("The images are synthetic (phantom:). The figures say nothing about patients.")
+    found += (data or {}).get("remarks", [])
     if metrics:
         found += [*_split_warnings(metrics), *_floor_warnings(metrics), *_size_warnings(metrics)]
     if selection and selection["rule"] == "k least Gaussian":
