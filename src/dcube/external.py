@@ -16,7 +16,7 @@ import torch
 from dcube.classifier.model import Predictor
 from dcube.data.dataset import resize
 from dcube.data.decode import Normalisation, is_colour, read_image
-from dcube.data.records import Record
+from dcube.data.records import ImageSet, Record
 from dcube.data.sources import open_images
 from dcube.data.store import store_key
 from dcube.errors import InputError
@@ -149,12 +149,7 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     """
     settings = run.settings()
     images = open_images(data, settings.seed, classes=None)
-    if store_key(images, settings.data) == run.store_key() or images.prepared == run.store():
-        raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
-    unknown = sorted(set(images.classes) - set(predictor.classes))
-    if unknown:
-        known = ", ".join(predictor.classes)
-        raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
+    _check_external(run, images, predictor, data)
     kept: list[Record] = []
     broken: list[str] = []
     warnings: list[str] = []
@@ -204,6 +199,14 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     )
     write_json(run.evaluation / f"{name}.json", metrics)
     return metrics
+
+
+def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str) -> None:
+    if store_key(images, run.settings().data) == run.store_key() or images.prepared == run.store():
+        raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
+    if unknown := sorted(set(images.classes) - set(predictor.classes)):
+        known = ", ".join(predictor.classes)
+        raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
 
 
 def external_name(data: str) -> str:
