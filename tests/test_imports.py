@@ -13,7 +13,8 @@ ORDER = (
     *("errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
-    *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples", "crossval", "dryrun"),
+    *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples"),
+    *("explanation", "crossval", "dryrun"),
     *("reproduce", "benchmark"),
     *("api", "pretraining", "console", "options", "prediction", "studies_cli", "cli", "__main__"),
 )

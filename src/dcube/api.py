@@ -146,7 +146,7 @@ def load(run: str | Path, device: str | None = None) -> "DCube":
 
 
 class DCube:
-    """A trained classifier: `classes`, `predict_proba`, `predict_files`, `sample`."""
+    """A trained classifier: `classes`, `predict_proba`, `predict_files`, `explain`, `sample`."""
 
     def __init__(self, run: Run, device: str = "auto") -> None:
         from dcube import stages
@@ -177,6 +177,17 @@ class DCube:
         from dcube import external
 
         return external.predict_files(self._predictor, paths, self.run.settings().data.max_broken)
+
+    def explain(
+        self, paths: Sequence[str], out: str | Path, class_name: str | None = None, grid: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Pictures of what an answer hangs on, for image files: see `explanation.write_explanations`. class_name: the
+        class that is asked about, None: the predicted one; grid: cells of an image's side that are told apart.
+        """
+        from dcube import explanation
+
+        cells = explanation.GRID if grid is None else grid
+        return explanation.write_explanations(self._predictor, paths, Path(out), class_name, cells)
 
     def sample(self, class_name: str, n: int, seed: int = 0) -> np.ndarray:
         """`n` synthetic images of a class, [n, C, H, W] float32 in [0, 1]; image i depends on (seed, i) alone."""

@@ -220,6 +220,28 @@ def predict(
 
 @app.command()
 @guarded
+def explain(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, folders, CSV manifests.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, new or of earlier explanations.")],
+    class_name: Annotated[str | None, typer.Option("--class", help="A class; without it, the predicted one.")] = None,
+    grid: Annotated[int | None, typer.Option(min=2, help="Cells of an image's side; without it, 14.")] = None,
+    device: Device = None,
+    debug: Debug = False,
+) -> None:
+    """Pictures of what an answer hangs on: parts of the image are hidden in turn."""
+    from dcube import prediction
+
+    paths = list(prediction.list_images(images))
+    from dcube import api
+
+    rows = api.load(run, device=device).explain(paths, out, class_name, grid)
+    columns = ("path", "class", "probability", "predicted", "without_best", "without_random", "picture")
+    prediction.write_rows([{name: row[name] for name in columns} for row in rows], None)
+
+
+@app.command()
+@guarded
 def sample(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder for the images, new or of an earlier part of the same samples.")],

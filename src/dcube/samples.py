@@ -88,7 +88,7 @@ def _draw(diffusion: Diffusion, label: int, first: int, count: int, seed: int, f
         return
     images = diffusion.sample(torch.full((count,), label), seed, first=first)
     for path, image in zip(paths, images, strict=True):
-        _save(path, _pixels(image.permute(1, 2, 0).numpy()))
+        save(path, _pixels(image.permute(1, 2, 0).numpy()))
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
@@ -97,7 +97,8 @@ def _pixels(image: np.ndarray) -> np.ndarray:
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels
 
 
-def _save(path: Path, pixels: np.ndarray) -> None:
+def save(path: Path, pixels: np.ndarray) -> None:
+    """uint8 [H, W] or [H, W, 3] as a PNG file, complete or absent."""
     from PIL import Image
 
     atomic_write(path, lambda temporary: Image.fromarray(pixels).save(temporary))
@@ -113,4 +114,4 @@ def _write_grid(path: Path, folders: list[Path], n: int) -> None:
         columns = min(COLUMNS, shown)
         images += [np.zeros_like(images[0])] * (-shown % columns)
         rows += [np.concatenate(images[i : i + columns], axis=1) for i in range(0, len(images), columns)]
-    _save(path, np.concatenate(rows))
+    save(path, np.concatenate(rows))

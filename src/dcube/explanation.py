@@ -1,0 +1,144 @@
+"""Where an answer comes from: parts of the image are hidden, and what is said then is compared.
+
+Occlusion (Zeiler and Fergus, ECCV 2014) asks nothing but answers, so it holds for all that gives them: diffusion model,
+CNN and second reader together.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from dcube.classifier.model import Predictor
+from dcube.data.decode import Normalisation, read_image
+from dcube.errors import InputError
+from dcube.external import CHUNK, predict_stored
+from dcube.files import write_json
+from dcube.progress import progress
+from dcube.samples import save
+from dcube.training.order import numpy_rng
+
+RECORD = "explanations.json"
+GRID = 14  # cells of an image's side; what is hidden at once is two cells wide
+COARSE = 8  # pixels of an image's side that remain of what is hidden: no edge and no black square that is news itself
+TENTH, DRAWS = 0.1, 8  # of the cells, hidden at once as a check; random choices it is compared with
+FULL, OPACITY = 0.1, 0.6  # a drop of the probability that is shown in full colour at the least, and how opaque that is
+RED, BLUE = np.array([220.0, 30, 30]), np.array([40.0, 80, 230])
+Ask = Callable[[np.ndarray], np.ndarray]  # images [n, C, S, S] float32 in [0, 1] -> probabilities [n, K]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Of one image and one class.
+
+    drop: [g, g], how much the probability of the class falls when what covers a cell is hidden, on the mean (below 0:
+    it rises). without_best: the probability that remains when the tenth of the cells with the largest drops is hidden
+    at once; without_random: the same for a random tenth, mean of DRAWS draws. A map that means something has the first
+    well below the second.
+    """
+
+    label: int
+    probabilities: np.ndarray
+    drop: np.ndarray
+    without_best: float
+    without_random: float
+
+
+def explain(ask: Ask, image: np.ndarray, label: int | None = None, grid: int = GRID, seed: int = 0) -> Explanation:
+    """Hide every window of 2 x 2 cells in turn. image: [C, S, S] float32 in [0, 1]; label: None for the class that is
+    predicted; seed: of the random tenths.
+    """
+    whole = ask(image[None])[0]
+    asked, hidden = int(whole.argmax()) if label is None else label, blurred(image)
+    corners = [(row, column) for row in range(grid - 1) for column in range(grid - 1)]
+    masks = np.zeros((len(corners), grid, grid), bool)
+    for mask, (row, column) in zip(masks, corners, strict=True):
+        mask[row : row + 2, column : column + 2] = True
+    found = _without(ask, image, hidden, masks)[:, asked]
+    drop = (masks * (whole[asked] - found)[:, None, None]).sum(0) / masks.sum(0)
+    tenth, cells = max(1, round(TENTH * grid**2)), grid**2
+    orders = [np.argsort(-drop, axis=None, kind="stable")]
+    orders += [numpy_rng(seed, "explanation", draw).permutation(cells) for draw in range(DRAWS)]
+    tenths = np.zeros((len(orders), cells), bool)
+    for mask, order in zip(tenths, orders, strict=True):
+        mask[order[:tenth]] = True
+    best, *random = _without(ask, image, hidden, tenths.reshape(-1, grid, grid))[:, asked]
+    return Explanation(asked, whole, drop, float(best), float(np.mean(random)))
+
+
+def blurred(image: np.ndarray) -> np.ndarray:
+    """[C, S, S], what is left of an image in COARSE x COARSE pixels, enlarged."""
+    coarse = functional.adaptive_avg_pool2d(torch.from_numpy(np.ascontiguousarray(image))[None], COARSE)
+    size = image.shape[-2:]
+    return functional.interpolate(coarse, size, mode="bilinear", align_corners=False)[0].numpy()  # type: ignore[no-any-return]
+
+
+def _without(ask: Ask, image: np.ndarray, hidden: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Probabilities [n, K] where the cells of each mask [n, g, g] are hidden."""
+    edges = np.linspace(0, image.shape[-1], masks.shape[-1] + 1).round().astype(int)
+    cell = np.repeat(np.arange(masks.shape[-1]), np.diff(edges))  # of every pixel
+    parts = []
+    for start in range(0, len(masks), CHUNK):
+        where = masks[start : start + CHUNK][:, cell][:, :, cell][:, None]
+        parts.append(ask(np.where(where, hidden, image).astype(np.float32)))
+    return np.concatenate(parts)
+
+
+def overlay(image: np.ndarray, drop: np.ndarray) -> np.ndarray:
+    """[S, 2 S, 3] uint8: the image, and beside it the image coloured, red where hiding lowers the probability of the
+    class and blue where it raises it. image: [C, S, S] in [0, 1]; drop: [g, g].
+    """
+    pixels = 255 * np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0).astype(np.float64)
+    smooth = functional.interpolate(torch.from_numpy(drop)[None, None], image.shape[1:], mode="bilinear")[0, 0].numpy()
+    strength = np.clip(np.abs(smooth) / max(FULL, np.abs(drop).max()), 0, 1)[:, :, None] * OPACITY
+    colour = np.where(smooth[:, :, None] > 0, RED, BLUE)
+    both = np.concatenate([pixels, (1 - strength) * pixels + strength * colour], axis=1)
+    return both.round().astype(np.uint8)
+
+
+def write_explanations(
+    predictor: Predictor, paths: Sequence[str], out: Path, class_name: str | None = None, grid: int = GRID,
+    seed: int = 0,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """A picture per image file, OUT/0001-NAME.png (see `overlay`), and OUT/explanations.json; returns its rows: path,
+    picture, class, probability, predicted, without_best, without_random, drop (see `Explanation`).
+
+    InputError for an unknown class, a file that cannot be read, a grid that images of this size do not have, and where
+    OUT holds anything else.
+    """
+    if class_name is not None and class_name not in predictor.classes:
+        raise InputError(f"There is no class '{class_name}'; this run knows {', '.join(predictor.classes)}.")
+    label = None if class_name is None else predictor.classes.index(class_name)
+    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
+    if not 2 <= grid <= normalisation.size:
+        raise InputError(f"--grid {grid} must lie in 2 .. {normalisation.size}, the pixels of an image's side.")
+    _check_folder(out)
+    rows = []
+    with progress("explanations", len(paths)) as advance:
+        for number, path in enumerate(paths, 1):
+            image = normalisation.floats(normalisation.apply(read_image(path)))
+            found = explain(lambda images: predict_stored(predictor, images), image, label, grid, seed)
+            picture = f"{number:04d}-{Path(path).stem}.png"
+            save(out / picture, overlay(image, found.drop))
+            rows.append({
+                "path": path, "picture": picture, "class": predictor.classes[found.label],
+                "probability": float(found.probabilities[found.label]),
+                "predicted": predictor.classes[int(found.probabilities.argmax())],
+                "without_best": found.without_best, "without_random": found.without_random,
+                "drop": found.drop.round(6).tolist(),
+            })  # fmt: skip
+            advance(number, "")
+    write_json(out / RECORD, rows)
+    return rows
+
+
+def _check_folder(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; explanations need a folder.")
+    if out.is_dir() and not (out / RECORD).is_file() and any(path.name[0] != "." for path in out.iterdir()):
+        raise InputError(f"{out} holds other files; give a new or empty folder as --out.")
+

@@ -1,0 +1,51 @@
+"""`dcube explain`: pictures of what an answer hangs on, from a finished run."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_fit import CLASSES, contents, done, refused, write_image
+
+import dcube
+
+
+def test_pictures_and_their_numbers(fitted: Path, tmp_path: Path) -> None:
+    paths = [write_image(tmp_path / "new" / name, seed) for seed, name in enumerate(("a/1.png", "b/1.png"))]
+    out = tmp_path / "why"
+    printed = done("explain", fitted, tmp_path / "new", "--out", out, "--grid", 6).stdout
+    rows = json.loads((out / "explanations.json").read_text())
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    assert [row["picture"] for row in rows] == ["0001-1.png", "0002-1.png"]
+    expected = dcube.load(fitted, "cpu").predict_proba(paths)
+    for row, p in zip(rows, expected, strict=True):
+        assert row["class"] == row["predicted"] == CLASSES[p.argmax()]
+        assert row["probability"] == pytest.approx(p.max(), abs=1e-6) and np.shape(row["drop"]) == (6, 6)
+        assert np.asarray(Image.open(out / row["picture"])).shape == (32, 64, 3)
+    table = list(csv.DictReader(printed.splitlines()))
+    assert [row["picture"] for row in table] == ["0001-1.png", "0002-1.png"] and "drop" not in table[0]
+    before = contents(out)
+    done("explain", fitted, tmp_path / "new", "--out", out, "--grid", 6)
+    assert contents(out) == before
+
+
+def test_of_another_class(fitted: Path, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "1.png", 0)
+    for name in CLASSES:
+        done("explain", fitted, path, "--out", tmp_path / "why", "--class", name, "--grid", 2)
+        [row] = json.loads((tmp_path / "why" / "explanations.json").read_text())
+        assert row["class"] == name
+
+
+def test_bad_input(fitted: Path, tmp_path: Path) -> None:
+    path = write_image(tmp_path / "1.png", 0)
+    explain = ("explain", fitted, path, "--out", tmp_path / "why")
+    assert "no class 'cyst'; this run knows benign" in refused(*explain, "--class", "cyst")
+    assert "--grid 33 must lie in 2 .. 32" in refused(*explain, "--grid", 33)
+    (tmp_path / "text.png").write_text("no image")
+    assert "not a PNG" in refused("explain", fitted, tmp_path / "text.png", "--out", tmp_path / "why")
+    assert not (tmp_path / "why").exists()
+    assert "holds other files" in refused("explain", fitted, path, "--out", tmp_path)
+    assert "is a file" in refused("explain", fitted, path, "--out", path)
