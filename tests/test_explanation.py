@@ -85,4 +85,4 @@ def test_red_where_hiding_lowers_and_blue_where_it_raises() -> None:
     red, blue = shown[10, 10], shown[46, 46]
     assert red[0] > red[2] + 30 and blue[2] > blue[0] + 30 and (shown[28, 28] == shown[28, 28, 0]).all()
     faint = overlay(grey, drop * 0.02)[:, SIZE:].astype(int)  # a hundredth of a probability, far below FULL
-    assert 0.5 * 0.02 < FULL and np.abs(faint - overlay(grey, 0 * drop)[:, SIZE:]).max() < 20
+    assert FULL > 0.5 * 0.02 and np.abs(faint - overlay(grey, 0 * drop)[:, SIZE:]).max() < 20
