@@ -1,4 +1,4 @@
-"""Write the results section of README.md from results/*/*/metrics.json: no number there is typed by hand.
+"""Write the results sections of README.md from results/: no number there is typed by hand.
 
     python docs/results_table.py            rewrite the section
     python docs/results_table.py --check    exit 1 where it is out of date
@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: docs/results_table.py -->", "<!-- end of results -->"
+SECTIONS = ("results", "audits")
 FLOORS = ("majority", "statistics", "pixels")
+SHORTCUTS = {
+    "files": "width, height, colour", "bytes": "bytes per pixel", "border": "border", "statistics": "14 statistics",
+    "pixels": "32x32 pixels", "majority": "majority",
+}  # fmt: skip
 HEADER = [
     *("data", "test images (groups)", "**D-Cube**, macro-F1"),
     *("majority", "14 statistics", "32x32 pixels", "D-Cube, accuracy"),
@@ -58,13 +62,27 @@ def section(results: Path) -> str:
     return f"{table}\n\n{shown}\n\n```sh\n" + "\n".join(commands) + "\n```"
 
 
+def audits(results: Path) -> str:
+    """How far the classes can be told apart by what is no picture of a disease, a line per data set."""
+    lines = ["| data | images (groups) | " + " | ".join(SHORTCUTS.values()) + " |"]
+    lines.append("| --- " * (2 + len(SHORTCUTS)) + "|")
+    for file in sorted(results.glob("audit/*.json")):
+        found = json.loads(file.read_text())["shortcuts"]
+        sizes = f"{found['majority']['n']} ({found['majority']['groups']})"
+        figures = [interval(found[name]["macro_f1"]) for name in SHORTCUTS]
+        lines.append(f"| {file.stem} | {sizes} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Rewrite or check README.md."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    fresh = f"{before}{BEGIN}\n{section(ROOT / 'results')}\n{END}{after}"
+    fresh = text
+    for name, made in zip(SECTIONS, (section(ROOT / "results"), audits(ROOT / "results")), strict=True):
+        begin, end = f"<!-- {name}: docs/results_table.py -->", f"<!-- end of {name} -->"
+        before, rest = fresh.split(begin)
+        fresh = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"
     if "--check" in sys.argv:
         sys.exit(0 if fresh == text else "README.md is out of date: run python docs/results_table.py")
     readme.write_text(fresh, encoding="utf-8")

@@ -20,7 +20,7 @@ from dcube.cli import app
 from dcube.errors import DCubeError, InputError
 
 VERBS = ["demo", "prepare", "fit", "diffuse", "select", "classify", "evaluate", "report", "predict", "recipes"]
-VERBS += ["probe", "explain", "sample", "reproduce", "benchmark"]
+VERBS += ["audit", "probe", "explain", "sample", "reproduce", "benchmark"]
 
 
 @pytest.fixture

@@ -13,15 +13,16 @@ ORDER = (
     *("errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
-    *("tables", "environment", "runs", "opening", "inputs", "external", "stages", "samples"),
+    *("tables", "environment", "runs", "opening", "inputs", "audit", "external", "stages", "samples"),
     *("explanation", "crossval", "dryrun"),
     *("reproduce", "benchmark"),
-    *("api", "pretraining", "console", "options", "prediction", "studies_cli", "cli", "__main__"),
+    *("api", "pretraining", "console", "options", "prediction", "looking_cli", "studies_cli", "cli", "__main__"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
     *("__init__", "errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
-    *("environment", "runs", "opening", "api", "console", "options", "prediction", "studies_cli", "cli", "__main__"),
+    *("environment", "runs", "opening", "api", "console", "options", "prediction"),
+    *("looking_cli", "studies_cli", "cli", "__main__"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60
 

@@ -40,7 +40,6 @@ def fit(
     if folds is not None and (no_test or again or dry_run or max_minutes is not None):
         raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
     from dcube.data.sources import describe
-    from dcube.data.twins import remarks
 
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
@@ -54,11 +53,12 @@ def fit(
         print(describe_run(images, settings))
         return None
     store = store_of(images, settings)
-    _say_of(store)
+    found = _remarks(store, settings, Run(Path(out) / "fold-0" if folds else out))
+    _say_of(store, found)
     if folds is not None:
         from dcube.crossval import cross_validate
 
-        cross_validate(store, str(data), Path(out), settings, folds, restart=restart)
+        cross_validate(store, str(data), Path(out), settings, folds, restart=restart, remarks=found)
         return None
     from dcube.training.runtime import pick_device
 
@@ -67,7 +67,7 @@ def fit(
         Run(out).refuse_second_look(settings, store.key)
     run = Run.create_or_open(
         out, settings, store=store.directory, store_key=store.key, data_name=str(data), broken=store.broken,
-        remarks=remarks(store), device=str(pick_device(settings.runtime.device)), restart=restart,
+        remarks=found, device=str(pick_device(settings.runtime.device)), restart=restart,
     )  # fmt: skip
     with run.locked():
         write_splits(run, store, settings)
@@ -125,19 +125,39 @@ def prepare(
     images = _open(str(data), settings)
     print(describe(images))
     store = build_store(images, settings.data, Path(out), _reporter())
-    _say_of(store)
+    _say_of(store, _remarks(store, settings))
     print(f"Prepared {len(store.labels)} images in {out}")
     return Path(out)
 
 
-def _say_of(store: "Store") -> None:
-    """What a person should know before the store is used."""
-    from dcube.data.twins import remarks
+def audit(
+    data: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None
+) -> dict[str, Any]:
+    """Copies, look-alikes of different groups, and shortcuts of a set of images: see `audit.audit`."""
+    from dcube.audit import audit as look_through
 
+    settings = resolve(recipe, overrides, seed, None)
+    images = _open(str(data), settings)
+    return look_through(images, store_of(images, settings), settings)
+
+
+def _say_of(store: "Store", remarks: Sequence[str]) -> None:
+    """What a person should know before the store is used."""
     for entry in store.broken:
         print(f"left out: {entry['path']}: {entry['reason']}")
-    for remark in remarks(store):
+    for remark in remarks:
         print(remark)
+
+
+def _remarks(store: "Store", settings: Experiment, run: Run | None = None) -> list[str]:
+    """On copies and look-alikes; those that the run has already are not looked for again."""
+    from dcube.audit import all_remarks
+    from dcube.files import read_json
+
+    known = read_json(run.data) if run and run.data.is_file() else {}
+    if known.get("key") == store.key and "remarks" in known:
+        return list(known["remarks"])
+    return all_remarks(store, settings.seed)
 
 
 def load(run: str | Path, device: str | None = None) -> "DCube":

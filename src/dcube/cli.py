@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcube import studies_cli
-from dcube.console import OneSentence, check_stage, guarded, print_probe, print_result, result_table
+from dcube import looking_cli, studies_cli
+from dcube.console import OneSentence, check_stage, guarded, print_result, result_table
 from dcube.errors import InputError
 from dcube.options import RESTART, Data, Debug, Device, Recipe, RunFolder, Seed, Set
 from dcube.training import team
@@ -183,22 +183,6 @@ def report(run: RunFolder, debug: Debug = False) -> None:
 
 @app.command()
 @guarded
-def probe(
-    run: RunFolder,
-    timestep: Annotated[list[int] | None, typer.Option(help="Noise level to probe at; repeatable.")] = None,
-    device: Device = None,
-    debug: Debug = False,
-) -> None:
-    """How good each block's features are on the validation split, beside pixels, an untrained network and the CNN."""
-    from dcube import opening, stages
-
-    with opening.opened(run, "probe", None, device) as opened:
-        print_probe(stages.probe(opened, tuple(timestep or ()) or None))
-    typer.echo(f"All figures: {opened.path / 'probe' / 'probe.csv'}")
-
-
-@app.command()
-@guarded
 def predict(
     run: RunFolder,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, folders, CSV manifests.")],
@@ -220,46 +204,6 @@ def predict(
 
 @app.command()
 @guarded
-def explain(
-    run: RunFolder,
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, folders, CSV manifests.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures, new or of earlier explanations.")],
-    class_name: Annotated[str | None, typer.Option("--class", help="A class; without it, the predicted one.")] = None,
-    grid: Annotated[int | None, typer.Option(min=2, help="Cells of an image's side; without it, 14.")] = None,
-    device: Device = None,
-    debug: Debug = False,
-) -> None:
-    """Pictures of what an answer hangs on: parts of the image are hidden in turn."""
-    from dcube import prediction
-
-    paths = list(prediction.list_images(images))
-    from dcube import api
-
-    rows = api.load(run, device=device).explain(paths, out, class_name, grid)
-    columns = ("path", "class", "probability", "predicted", "without_best", "without_random", "picture")
-    prediction.write_rows([{name: row[name] for name in columns} for row in rows], None)
-
-
-@app.command()
-@guarded
-def sample(
-    run: RunFolder,
-    out: Annotated[Path, typer.Option(help="Folder for the images, new or of an earlier part of the same samples.")],
-    class_name: Annotated[str | None, typer.Option("--class", help="A class; without it, every class.")] = None,
-    n: Annotated[int, typer.Option("-n", min=1, help="Images of each class.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the images.")] = 0,
-    device: Device = None,
-    debug: Debug = False,
-) -> None:
-    """Synthetic images as PNG files and a grid; needs step 1 of a run alone."""
-    from dcube.runs import Run
-    from dcube.samples import write_samples
-
-    typer.echo(f"Grid: {write_samples(Run.open(run), out, n, class_name, seed, device)}")
-
-
-@app.command()
-@guarded
 def recipes(debug: Debug = False) -> None:
     """List the recipes with what each is for."""
     from importlib import resources
@@ -271,6 +215,8 @@ def recipes(debug: Debug = False) -> None:
         typer.echo(f"{name:14} {first.removeprefix('# ')}")
 
 
+for verb in (looking_cli.audit, looking_cli.probe, looking_cli.explain, looking_cli.sample):
+    app.command()(verb)
 app.command()(studies_cli.benchmark)
 app.command()(studies_cli.reproduce)
 

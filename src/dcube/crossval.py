@@ -1,5 +1,6 @@
 """Group cross-validation: every image is predicted once by a model that saw no image of its group."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from dcube.classifier.model import predict_rows
 from dcube.config import Experiment
 from dcube.data.folds import fold_splits
 from dcube.data.store import Store
-from dcube.data.twins import remarks
 from dcube.errors import InputError
 from dcube.files import write_json
 from dcube.runs import Run
@@ -19,7 +19,8 @@ from dcube.training.runtime import pick_device
 
 
 def cross_validate(
-    store: Store, data_name: str, out: Path, settings: Experiment, folds: int, restart: bool = False
+    store: Store, data_name: str, out: Path, settings: Experiment, folds: int, restart: bool = False,
+    remarks: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Run every fold (OUT/fold-0 ..., each a run folder that resumes) and pool the out-of-fold predictions.
 
@@ -34,7 +35,7 @@ def cross_validate(
         print(f"fold {fold + 1} of {folds}")
         run = Run.create_or_open(
             out / f"fold-{fold}", settings, store=store.directory, store_key=store.key, data_name=data_name,
-            device=device, broken=store.broken, remarks=remarks(store), restart=restart,
+            device=device, broken=store.broken, remarks=remarks, restart=restart,
         )  # fmt: skip
         with run.locked():
             if run.split.is_file() and read_split(run.split) != dict(zip(store.paths, splits.tolist(), strict=True)):

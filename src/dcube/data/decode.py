@@ -44,6 +44,21 @@ def read_image(path: str | Path) -> np.ndarray:
     return checked(pixels, path)
 
 
+def header_of(path: Path) -> tuple[int, int, bool]:
+    """Width and height in pixels, and whether the file has several channels, by its header; (0, 0, False) where that
+    says nothing.
+    """
+    if dicom.is_dicom(path):
+        return dicom.header_of(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=_FORMATS) as file:
+                return (*file.size, len(file.getbands()) > 1 or file.mode == "P")
+    except (OSError, Image.DecompressionBombError):
+        return 0, 0, False
+
+
 def _decode(path: Path) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the size warning of Pillow; our own limit follows

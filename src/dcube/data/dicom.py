@@ -85,6 +85,16 @@ def patient_of(path: Path) -> str | None:
     return f"patient-{digest(identity)[:PATIENT_DIGITS]}" if identity else None
 
 
+def header_of(path: Path) -> tuple[int, int, bool]:
+    """Width, height, and whether there are several channels; (0, 0, False) where the header does not say."""
+    library = _library("pydicom", path)
+    try:
+        file = library.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "SamplesPerPixel"])
+    except (library.errors.InvalidDicomError, OSError):
+        return 0, 0, False
+    return int(file.get("Columns") or 0), int(file.get("Rows") or 0), int(file.get("SamplesPerPixel") or 1) > 1
+
+
 def _library(name: str, path: Path) -> Any:
     try:
         return importlib.import_module(name)
