@@ -178,7 +178,8 @@ def audit_text(found: dict[str, Any]) -> str:
     lines += found["remarks"]
     for name, meaning in SHORTCUTS.items():
         if name in found["shortcuts"] and _above_guessing(found, name):
-            lines.append(f"By the {name} alone (see below) the classes can be told apart better than by guessing: {meaning}.")
+            told = f"By the {name} alone (see below) the classes can be told apart better than by guessing"
+            lines.append(f"{told}: {meaning}.")
     if found["shortcuts"]:
         lines += ["", f"{'told apart by':16} macro-F1, out of {FOLDS} folds by group"]
         lines += [f"{name:16} {_interval(part['macro_f1'])}" for name, part in _sorted(found["shortcuts"])]
