@@ -124,6 +124,18 @@ def test_of_many_images_a_draw_is_compared(tmp_path: Path, monkeypatch: pytest.M
     assert {pair[:2] for pair in some} <= set(every) and len(every) == 40
 
 
+def test_of_many_groups_a_draw_is_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{kind}/{n:03d}.png,{kind},{kind}{n // 2}" for kind in ("ill", "well") for n in range(40)]
+    images, store = write(tmp_path, table=rows)
+    monkeypatch.setattr(module, "ASKED", 30)
+    drawn = module._drawn(store, 0)
+    assert 30 <= len(drawn) <= 31 and np.array_equal(drawn, module._drawn(store, 0))
+    assert np.bincount(store.labels[drawn]).min() >= 14
+    groups = np.array(store.groups)
+    assert np.isin(groups, groups[drawn]).sum() == len(drawn), "whole groups"
+    assert {part["n"] for part in shortcuts(images, store, SETTINGS).values()} == {len(drawn)}
+
+
 def test_few_groups_blank_images_and_a_set_without_files(tmp_path: Path) -> None:
     images, store = write(tmp_path, lambda kind, number, rng: np.full((32, 32), 7), count=3)
     found = audit(images, store, SETTINGS)

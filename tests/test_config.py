@@ -93,6 +93,17 @@ def test_bad_settings_name_the_fault_in_one_sentence(recipe: str, override: str 
     assert "\n" not in str(caught.value)
 
 
+def test_a_window_that_is_not_used_is_not_written() -> None:
+    """Folders made before there was one are compared by what their settings were written as."""
+    without, with_one = load_experiment("small"), load_experiment("small", ["data.window=[-600, 1500]"])
+    assert "window" not in without.model_dump(mode="json")["data"] and without.data.window is None
+    assert with_one.model_dump(mode="json")["data"]["window"] == [-600, 1500]
+    assert Experiment.model_validate(with_one.model_dump(mode="json")) == with_one
+    assert Experiment.model_validate(without.model_dump(mode="json")) == without
+    assert changed_settings(with_one, without) == ["data.window: [-600.0, 1500.0] -> None"]
+    assert changed_settings(without, with_one) == ["data.window: None -> [-600.0, 1500.0]"]
+
+
 def test_recipe_files_with_an_empty_section_or_in_another_encoding(tmp_path) -> None:
     (tmp_path / "mine.yaml").write_text("diffusion:\nclassifier:\n")
     assert load_experiment(str(tmp_path / "mine.yaml"), ["diffusion.image_size=48"]).diffusion.image_size == 48

@@ -72,6 +72,11 @@ def test_changed_settings_are_named_unless_restart(tmp_path: Path) -> None:
     run.selection.write_text("{}")
     create(tmp_path / "run", other, restart=True)  # interrupted on the way and repeated
     assert run.is_done("select", "b")
+    fresh = create(tmp_path / "fresh", restart=True)
+    fresh.mark_done("select", "a")
+    fresh.selection.write_text("{}")
+    create(tmp_path / "fresh", restart=True)
+    assert fresh.is_done("select", "a"), "a restart with nothing to restart goes on too"
 
 
 def test_what_was_built_on_other_inputs_goes(tmp_path: Path) -> None:

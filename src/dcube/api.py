@@ -259,7 +259,8 @@ def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
     from dcube.data.folds import splits_of
     from dcube.tables import write_split
 
-    write_split(run.split, store, splits_of(store, settings.data, settings.seed))
+    if not run.split.is_file():
+        write_split(run.split, store, splits_of(store, settings.data, settings.seed))
 
 
 def _open(data: str, settings: Experiment) -> "ImageSet":

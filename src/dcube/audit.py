@@ -30,6 +30,7 @@ MOST = 20_000  # images that are compared with one another: a draw, where there 
 CHUNK = 1024
 SHOWN = 20  # pairs that are written down
 FOLDS = 5
+ASKED = 5000  # images that shortcuts are sought in, whole groups; a draw, where there are more
 RING, RING_SIDE = 4, 64  # width of the border that is looked at, of images reduced to so many pixels
 TREES = 200
 SHORTCUTS = {  # what the classes are told apart by -> what it would mean
@@ -45,7 +46,8 @@ def audit(images: ImageSet, store: Store, settings: Experiment) -> dict[str, Any
 
     A shortcut is a model of out-of-fold predictions, by group, on all images that are not in a given test split:
     "files" sees each file's width, height and colour, "bytes" its bytes per pixel, "border" the outermost pixels, and
-    the floors are those of a run. Empty where there are too few groups.
+    the floors are those of a run. Of more than ASKED images a draw of whole groups is asked about. Empty where there
+    are too few groups.
     """
     count = Counter(store.classes[y] for y in store.labels)
     members: dict[str, set[str]] = {name: set() for name in sorted(count)}
@@ -100,11 +102,7 @@ def look_alikes(store: Store, seed: int = 0) -> list[tuple[int, int, float]]:
 
 def _thumbnails(store: Store, rows: np.ndarray) -> NDArray[np.float32]:
     """[n, SIDE^2], each of mean 0 and length 1; of an image of one value only, 0."""
-    parts = [
-        shrink(store.floats(rows[start : start + CHUNK]), SIDE).mean(1).reshape(-1, SIDE**2)
-        for start in range(0, len(rows), CHUNK)
-    ]
-    flat = np.concatenate(parts)
+    flat = _shrunk(store, rows, SIDE).mean(1).reshape(-1, SIDE**2)
     flat -= flat.mean(1, keepdims=True)
     length = np.linalg.norm(flat, axis=1, keepdims=True)
     return np.divide(flat, length, out=np.zeros_like(flat), where=length > 1e-6)
@@ -114,19 +112,20 @@ def shortcuts(images: ImageSet, store: Store, settings: Experiment) -> dict[str,
     """{name: metrics with intervals} of the models of `audit`."""
     if len(store.classes) < 2:
         return {}
-    groups, facts = np.array(store.groups), _file_facts(images, store)
-    small = shrink(store.floats(range(len(store.labels))), RING_SIDE)
-    ring = np.ones((RING_SIDE, RING_SIDE), bool)
-    ring[RING:-RING, RING:-RING] = False
-    border = small[:, :, ring].reshape(len(small), -1).astype(np.float64)
     try:
         folds = fold_splits(store, FOLDS, settings.seed)
     except InputError:  # a class with fewer groups than folds
         return {}
+    drawn = _drawn(store, settings.seed)
+    facts, small = _file_facts(images, store, drawn), _shrunk(store, drawn, RING_SIDE)
+    y, groups = store.labels[drawn], np.array(store.groups)[drawn]
+    ring = np.ones((RING_SIDE, RING_SIDE), bool)
+    ring[RING:-RING, RING:-RING] = False
+    border = small[:, :, ring].reshape(len(small), -1).astype(np.float64)
     rows, parts = [], []
     for splits in folds:
-        train, asked = np.flatnonzero(splits == "train"), np.flatnonzero(splits == "test")
-        labels, classes = store.labels[train], len(store.classes)
+        train, asked = np.flatnonzero(splits[drawn] == "train"), np.flatnonzero(splits[drawn] == "test")
+        labels, classes = y[train], len(store.classes)
         found = floors(small[train], labels, groups[train], small[asked], classes=classes, seed=settings.seed)
         if facts is not None:
             for name, columns in (("files", slice(3)), ("bytes", slice(3, 4))):
@@ -140,16 +139,40 @@ def shortcuts(images: ImageSet, store: Store, settings: Experiment) -> dict[str,
     index, how = np.concatenate(rows), settings.evaluation
     return {
         name: evaluate_predictions(
-            np.concatenate([part[name] for part in parts]), store.labels[index], groups[index], store.classes,
+            np.concatenate([part[name] for part in parts]), y[index], groups[index], store.classes,
             bootstrap=how.bootstrap, level=how.level, seed=settings.seed,
         )
         for name in parts[0]
     }  # fmt: skip
 
 
-def _file_facts(images: ImageSet, store: Store) -> Floats | None:
-    """[N, 4] for the images of a store: log width and height, colour, log bytes per pixel; None where the set has no
-    files."""
+def _drawn(store: Store, seed: int) -> np.ndarray:
+    """Rows of whole groups in random order, of each class in turn, until ASKED images are reached; none of a given test
+    split.
+    """
+    groups = np.array(store.groups)
+    free = np.array([split != "test" for split in store.given_splits])
+    if free.sum() <= ASKED:
+        return np.flatnonzero(free)
+    rng = np.random.default_rng(seed)
+    of_class = [rng.permutation(np.unique(groups[free & (store.labels == k)])) for k in range(len(store.classes))]
+    size = Counter(groups[free].tolist())
+    kept: dict[str, int] = {}
+    for turn in range(max(map(len, of_class))):
+        for names in of_class:
+            if turn < len(names) and sum(kept.values()) < ASKED:
+                kept[str(names[turn])] = size[str(names[turn])]
+    return np.flatnonzero(free & np.isin(groups, list(kept)))
+
+
+def _shrunk(store: Store, rows: np.ndarray, side: int) -> NDArray[np.float32]:
+    """[n, C, side, side], a part of the images at a time."""
+    parts = [shrink(store.floats(rows[start : start + CHUNK]), side) for start in range(0, len(rows), CHUNK)]
+    return np.concatenate(parts)
+
+
+def _file_facts(images: ImageSet, store: Store, rows: np.ndarray) -> Floats | None:
+    """[n, 4] for rows of a store: log width and height, colour, log bytes per pixel; None of a set without files."""
     root = images.root
     if root is None:
         return None
@@ -160,7 +183,7 @@ def _file_facts(images: ImageSet, store: Store) -> Floats | None:
         return [np.log(max(1, width)), np.log(max(1, height)), float(colour), np.log(path.stat().st_size / pixels)]
 
     with ThreadPoolExecutor() as pool:
-        return np.array(list(pool.map(facts, (root / path for path in store.paths))))
+        return np.array(list(pool.map(facts, (root / store.paths[row] for row in rows))))
 
 
 def _forest(train: Floats, labels: Ints, asked: Floats, classes: int, seed: int) -> Floats:

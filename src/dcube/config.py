@@ -1,8 +1,8 @@
 """The whole experiment as one tree of frozen, validated models. `recipes/*.yaml` are its instances."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from dcube.networks import UNetConfig, UViTConfig
 from dcube.sections import Count, Fraction, NonNegative, OptimizerConfig, Positive, Section
@@ -22,6 +22,12 @@ class DataConfig(Section):
     max_broken: Fraction = 0.05  # share of unreadable files above which the set is refused
     horizontal_flip: bool = True  # false where left and right mean something
     balance: Literal["none", "sampler", "weights"] = "sampler"  # of step 2, against class imbalance
+
+    @model_serializer(mode="wrap")
+    def _without_no_window(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Younger than the runs that know nothing of it: where it is not used, it is not written."""
+        found: dict[str, Any] = plain(self)
+        return found if self.window else {name: value for name, value in found.items() if name != "window"}
 
 
 def _yaml_word(value: object) -> object:

@@ -54,8 +54,6 @@ def cross_validate(
             pooled.append(stages.with_floors(data, held_out, probabilities, settings, predictor.model.reader))
             rows.append(held_out)
             stages.report(run)
-    for fold in range(folds):
-        Run(out / f"fold-{fold}").ended()
     order = np.argsort(np.concatenate(rows))
     index = np.concatenate(rows)[order]
     systems = {name: np.concatenate([part[name] for part in pooled])[order] for name in pooled[0]}
@@ -64,6 +62,8 @@ def cross_validate(
     paths = [store.paths[i] for i in index]
     write_predictions(out / "evaluation" / "predictions.csv", paths, labels, systems[""], store.classes)
     write_json(out / "evaluation" / "metrics.json", metrics)
+    for fold in range(folds):
+        Run(out / f"fold-{fold}").ended()
     return metrics
 
 

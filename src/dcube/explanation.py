@@ -4,6 +4,7 @@ Occlusion (Zeiler and Fergus, ECCV 2014) asks nothing but answers, so it holds f
 CNN and second reader together.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,11 +56,15 @@ def explain(ask: Ask, image: np.ndarray, label: int | None = None, grid: int = G
     whole = ask(image[None])[0]
     asked, hidden = int(whole.argmax()) if label is None else label, blurred(image)
     corners = [(row, column) for row in range(grid - 1) for column in range(grid - 1)]
-    masks = np.zeros((len(corners), grid, grid), bool)
-    for mask, (row, column) in zip(masks, corners, strict=True):
-        mask[row : row + 2, column : column + 2] = True
-    found = _without(ask, image, hidden, masks)[:, asked]
-    drop = (masks * (whole[asked] - found)[:, None, None]).sum(0) / masks.sum(0)
+    drop, covered = np.zeros((grid, grid)), np.zeros((grid, grid))
+    for start in range(0, len(corners), CHUNK):
+        masks = np.zeros((len(corners[start : start + CHUNK]), grid, grid), bool)
+        for mask, (row, column) in zip(masks, corners[start : start + CHUNK], strict=True):
+            mask[row : row + 2, column : column + 2] = True
+        found = _without(ask, image, hidden, masks)[:, asked]
+        drop += np.einsum("n,nij->ij", whole[asked] - found, masks.astype(np.float64))
+        covered += masks.sum(0)
+    drop /= covered
     tenth, cells = max(1, round(TENTH * grid**2)), grid**2
     orders = [np.argsort(-drop, axis=None, kind="stable")]
     orders += [numpy_rng(seed, "explanation", draw).permutation(cells) for draw in range(DRAWS)]
@@ -78,14 +83,10 @@ def blurred(image: np.ndarray) -> np.ndarray:
 
 
 def _without(ask: Ask, image: np.ndarray, hidden: np.ndarray, masks: np.ndarray) -> np.ndarray:
-    """Probabilities [n, K] where the cells of each mask [n, g, g] are hidden."""
+    """Probabilities [n, K] where the cells of each mask [n, g, g] are hidden; n: at most CHUNK."""
     edges = np.linspace(0, image.shape[-1], masks.shape[-1] + 1).round().astype(int)
     cell = np.repeat(np.arange(masks.shape[-1]), np.diff(edges))  # of every pixel
-    parts = []
-    for start in range(0, len(masks), CHUNK):
-        where = masks[start : start + CHUNK][:, cell][:, :, cell][:, None]
-        parts.append(ask(np.where(where, hidden, image).astype(np.float32)))
-    return np.concatenate(parts)
+    return ask(np.where(masks[:, cell][:, :, cell][:, None], hidden, image).astype(np.float32))
 
 
 def overlay(image: np.ndarray, drop: np.ndarray) -> np.ndarray:
@@ -105,9 +106,10 @@ def write_explanations(
     seed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A picture per image file, OUT/0001-NAME.png (see `overlay`), and OUT/explanations.json; returns its rows: path,
-    picture, class, probability, predicted, without_best, without_random, drop (see `Explanation`).
+    picture, class, probability, predicted, without_best, without_random, drop (see `Explanation`). Files that cannot be
+    read are named and left out.
 
-    InputError for an unknown class, a file that cannot be read, a grid that images of this size do not have, and where
+    InputError for an unknown class, a grid that images of this size do not have, where no file can be read, and where
     OUT holds anything else.
     """
     if class_name is not None and class_name not in predictor.classes:
@@ -117,10 +119,17 @@ def write_explanations(
     if not 2 <= grid <= normalisation.size:
         raise InputError(f"--grid {grid} must lie in 2 .. {normalisation.size}, the pixels of an image's side.")
     _check_folder(out)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    broken: list[str] = []
     with progress("explanations", len(paths)) as advance:
         for number, path in enumerate(paths, 1):
-            image = normalisation.floats(normalisation.apply(read_image(path)))
+            try:
+                image = normalisation.floats(normalisation.apply(read_image(path)))
+            except InputError as error:
+                broken.append(str(error))
+                continue
+            if not rows:
+                write_json(out / RECORD, rows)  # whose folder it is, before the first picture
             found = explain(lambda images: predict_stored(predictor, images), image, label, grid, seed)
             picture = f"{number:04d}-{Path(path).stem}.png"
             save(out / picture, overlay(image, found.drop))
@@ -131,8 +140,12 @@ def write_explanations(
                 "without_best": found.without_best, "without_random": found.without_random,
                 "drop": found.drop.round(6).tolist(),
             })  # fmt: skip
+            write_json(out / RECORD, rows)
             advance(number, "")
-    write_json(out / RECORD, rows)
+    if not rows:
+        raise InputError(f"None of {len(paths)} images can be read, the first being {broken[0]}")
+    for reason in broken:
+        print(f"left out: {reason}", file=sys.stderr)
     return rows
 
 

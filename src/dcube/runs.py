@@ -126,9 +126,8 @@ class Run:
 
         The count of its test evaluations stays.
         """
-        if not self.experiment.is_file():
-            return
-        if not self._differs(settings, store_key) and not self._read_stamps().get("restarted"):
+        known, begun = self.experiment.is_file(), self._read_stamps().get("restarted")
+        if known and not begun and not self._differs(settings, store_key):
             for stage in reversed(OUTPUTS):
                 self.clear(stage)
         write_json(self._stamps, self._read_stamps() | {"restarted": True})

@@ -144,4 +144,5 @@ def changed_settings(old: Experiment, new: Experiment) -> list[str]:
         return out
 
     before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
-    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in after if before.get(key) != after[key]]
+    different = [key for key in before | after if before.get(key) != after.get(key)]
+    return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in different]

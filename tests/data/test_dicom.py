@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dcube.config import DataConfig
-from dcube.data.decode import read_image
+from dcube.data.decode import header_of, read_image
+from dcube.data.dicom import _padding
 from dcube.data.sources import open_images
 from dcube.data.store import Store, build_store
 from dcube.errors import InputError
@@ -64,6 +66,31 @@ def test_zero_is_black_whatever_the_file_says(tmp_path: Path, kind: type) -> Non
     stored = (lowest + highest - shown.astype(np.int64)).astype(kind)
     found = read_image(write(tmp_path / "cr.dcm", stored, PhotometricInterpretation="MONOCHROME1"))
     assert np.array_equal(found.astype(np.int64), shown)
+
+
+def test_the_kind_of_a_file_follows_its_tags_and_not_its_values(tmp_path: Path) -> None:
+    """Or images without dark pixels would be scaled as others are not."""
+    bright = np.full((8, 8), 200, np.uint8)
+    assert read_image(write(tmp_path / "a.dcm", bright, RescaleSlope=1, RescaleIntercept=-10)).dtype == np.float32
+    assert read_image(write(tmp_path / "b.dcm", bright, RescaleSlope=1, RescaleIntercept=0)).dtype == np.uint8
+
+
+def test_tags_without_a_value_say_nothing(tmp_path: Path) -> None:
+    empty = {"RescaleSlope": "", "RescaleIntercept": "", "PixelPaddingValue": "", "NumberOfFrames": ""}
+    assert np.array_equal(read_image(write(tmp_path / "a.dcm", **empty)), RAMP)
+
+
+def test_padding_that_is_stated_unsigned_or_as_a_range(tmp_path: Path) -> None:
+    stored = RAMP.astype(np.int16)
+    stored[0], stored[1] = -2000, -1990
+    path = write(tmp_path / "a.dcm", stored)
+    file = pydicom.dcmread(path)
+    file.PixelPaddingValue, file.PixelPaddingRangeLimit = -2000, -1980
+    file.save_as(path)
+    assert (read_image(path)[:2] == stored[2:].min()).all()
+    limits = pydicom.Dataset()
+    limits.PixelPaddingValue = 63536  # -2000 as unsigned
+    assert (_padding(stored, limits) == (stored == -2000)).all()
 
 
 def test_padding_is_black_and_moves_no_range(tmp_path: Path) -> None:
@@ -125,7 +152,34 @@ def test_images_are_grouped_by_patient_and_nobody_is_named(tmp_path: Path) -> No
     records = {record.path: record for record in open_images(str(tmp_path / "scans")).records}
     groups = [records[f"{'ill' if n % 2 else 'well'}/{n}.dcm"].group for n in range(4)]
     assert groups[0] == groups[1] != groups[2] and groups[3] == "ill/3.dcm"
-    assert all("Ann" not in group and "Bob" not in group for group in groups)
+    assert {groups[0], groups[2]} == {"dicom-patient-1", "dicom-patient-2"}, "no identity, nor anything made of one"
+
+
+def test_a_header_that_nothing_can_read_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.dcm", "b/1.dcm"):
+        write(tmp_path / "scans" / name)
+
+    def damaged(*_: Any, **__: Any) -> None:
+        raise NotImplementedError("value representation XX")
+
+    monkeypatch.setattr(pydicom, "dcmread", damaged)
+    assert [r.group for r in open_images(str(tmp_path / "scans")).records] == ["a/1.dcm", "b/1.dcm"]
+    assert header_of(tmp_path / "scans/a/1.dcm") == (0, 0, False)
+    with pytest.raises(InputError, match="damaged"):
+        read_image(tmp_path / "scans/a/1.dcm")
+
+
+def test_exports_beside_their_originals_are_not_taken_twice(tmp_path: Path) -> None:
+    for name in ("a/1", "b/1"):
+        write(tmp_path / "scans" / f"{name}.dcm")
+        Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "scans" / f"{name}.png")
+    with pytest.raises(InputError, match="DICOM files and other images side by side"):
+        open_images(str(tmp_path / "scans"))
+
+
+def test_the_header_tells_size_and_colour(tmp_path: Path) -> None:
+    assert header_of(write(tmp_path / "a.dcm")) == (20, 16, False)
+    assert header_of(write(tmp_path / "b.dcm", np.zeros((9, 7, 3), np.uint8))) == (7, 9, True)
 
 
 def test_a_manifest_knows_better(tmp_path: Path) -> None:
@@ -134,7 +188,7 @@ def test_a_manifest_knows_better(tmp_path: Path) -> None:
     (tmp_path / "manifest.csv").write_text("path,label,patient_id\n1,a,x\n2,b,\n3,b,\n")
     images = open_images(str(tmp_path))
     groups = [record.group for record in images.records]
-    assert groups[0] == "x" and groups[1] == groups[2] and groups[1].startswith("patient-")
+    assert groups[0] == "x" and groups[1] == groups[2] and groups[1] == "dicom-patient-1"
     assert np.array_equal(images.read(images.records[0]), RAMP)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_fit import CLASSES, contents, done, refused, write_image
+from tiny_fit import CLASSES, cli, contents, done, refused, write_image
 
 import dcube
+from dcube import explanation
 
 
 def test_pictures_and_their_numbers(fitted: Path, tmp_path: Path) -> None:
@@ -39,13 +40,33 @@ def test_of_another_class(fitted: Path, tmp_path: Path) -> None:
         assert row["class"] == name
 
 
+def test_interrupted_it_goes_on(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [write_image(tmp_path / "new" / f"{seed}.png", seed) for seed in range(2)]
+    explain = ("explain", fitted, *paths, "--out", tmp_path / "why", "--grid", 2)
+    save = explanation.save
+
+    def stop(path: Path, pixels: np.ndarray) -> None:
+        if path.name.startswith("0002"):
+            raise KeyboardInterrupt
+        save(path, pixels)
+
+    monkeypatch.setattr(explanation, "save", stop)
+    assert cli(*explain).exit_code == 130 and (tmp_path / "why" / "0001-0.png").is_file()
+    monkeypatch.setattr(explanation, "save", save)
+    done(*explain)
+    assert len(json.loads((tmp_path / "why" / "explanations.json").read_text())) == 2
+
+
 def test_bad_input(fitted: Path, tmp_path: Path) -> None:
     path = write_image(tmp_path / "1.png", 0)
     explain = ("explain", fitted, path, "--out", tmp_path / "why")
     assert "no class 'cyst'; this run knows benign" in refused(*explain, "--class", "cyst")
     assert "--grid 33 must lie in 2 .. 32" in refused(*explain, "--grid", 33)
     (tmp_path / "text.png").write_text("no image")
-    assert "not a PNG" in refused("explain", fitted, tmp_path / "text.png", "--out", tmp_path / "why")
+    sentence = refused("explain", fitted, tmp_path / "text.png", "--out", tmp_path / "why")
+    assert "None of 1 images can be read" in sentence and "not a PNG" in sentence
     assert not (tmp_path / "why").exists()
+    result = done("explain", fitted, tmp_path / "text.png", path, "--out", tmp_path / "some", "--grid", 2)
+    assert "left out" in result.stderr and sorted(contents(tmp_path / "some")) == ["0002-1.png", "explanations.json"]
     assert "holds other files" in refused("explain", fitted, path, "--out", tmp_path)
     assert "is a file" in refused("explain", fitted, path, "--out", path)

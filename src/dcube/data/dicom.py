@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from dcube.errors import InputError
-from dcube.files import digest
 
 SUFFIXES = (".dcm", ".dicom")
 MAGIC = b"DICM"  # behind a preamble of 128 bytes
-PATIENT_DIGITS = 12  # of the digest that stands for a patient's identity
+RESCALE = ("RescaleSlope", "RescaleIntercept")
 
 
 def is_dicom(path: Path) -> bool:
@@ -59,40 +58,54 @@ def read_dicom(path: Path, most: int) -> np.ndarray:
 
 
 def _grey(stored: np.ndarray, file: Any, pixels: Any) -> np.ndarray:
-    """[H, W] uint8 where nothing but that is in the file, else float32."""
+    """[H, W] uint8 of files with 8 bits and no other units, else float32."""
     signed, bits = bool(file.PixelRepresentation), int(file.BitsStored)
-    padding = stored == int(file.PixelPaddingValue) if "PixelPaddingValue" in file else np.zeros(stored.shape, bool)
-    values = stored
+    for name in RESCALE:
+        if name in file and file[name].is_empty:
+            del file[name]
+    padding, values = _padding(stored, file), stored
     if file.PhotometricInterpretation == "MONOCHROME1":
         values = (-1 if signed else 2**bits - 1) - stored.astype(np.int64)  # lowest and highest change places
     values = pixels.apply_modality_lut(values, file)
     if padding.any() and not padding.all():
         values = np.where(padding, values[~padding].min(), values)
-    plain = bits == 8 and not signed and ((values >= 0) & (values <= 255) & (values == np.rint(values))).all()
-    return values.astype(np.uint8 if plain else np.float32)
+    units = "ModalityLUTSequence" in file or (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0)) != (1, 0)
+    return values.astype(np.float32 if units or signed or bits != 8 else np.uint8)
+
+
+def _padding(stored: np.ndarray, file: Any) -> np.ndarray:
+    """[H, W] bool: what the file says is no picture."""
+    values = [file.get(name) for name in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    ends = [np.array(int(v)).astype(stored.dtype) for v in values if v is not None]  # some state signed ones unsigned
+    if not ends or values[0] is None:
+        return np.zeros(stored.shape, bool)
+    return (stored >= min(ends)) & (stored <= max(ends))
 
 
 def patient_of(path: Path) -> str | None:
-    """What stands for the patient of a file, a digest of its PatientID: the identity itself goes nowhere. None where
-    the file has none, or cannot be read.
-    """
-    library = _library("pydicom", path)
-    try:
-        file = library.dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
-    except (library.errors.InvalidDicomError, OSError):  # found, and told, when its pixels are read
-        return None
-    identity = str(file.get("PatientID") or "").strip()
-    return f"patient-{digest(identity)[:PATIENT_DIGITS]}" if identity else None
+    """The PatientID of a file, for the eyes of this process alone. None where it has none, or cannot be read."""
+    header = _header(path, "PatientID")
+    return None if header is None else str(header.get("PatientID") or "").strip() or None
 
 
 def header_of(path: Path) -> tuple[int, int, bool]:
     """Width, height, and whether there are several channels; (0, 0, False) where the header does not say."""
-    library = _library("pydicom", path)
-    try:
-        file = library.dcmread(path, stop_before_pixels=True, specific_tags=["Rows", "Columns", "SamplesPerPixel"])
-    except (library.errors.InvalidDicomError, OSError):
+    file = _header(path, "Rows", "Columns", "SamplesPerPixel")
+    if file is None:
         return 0, 0, False
     return int(file.get("Columns") or 0), int(file.get("Rows") or 0), int(file.get("SamplesPerPixel") or 1) > 1
+
+
+def _header(path: Path, *tags: str) -> Any:
+    """Some tags of a file, None where they cannot be read: that is told when its pixels are."""
+    library = _library("pydicom", path)
+    try:
+        file = library.dcmread(path, stop_before_pixels=True, specific_tags=list(tags))
+        for tag in tags:
+            file.get(tag)
+    except Exception:  # a damaged header raises nearly anything
+        return None
+    return file
 
 
 def _library(name: str, path: Path) -> Any:

@@ -190,6 +190,12 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
     else:
         records, more = _class_records(root, folders, None)
         ignored += more
+    kinds = {is_dicom(root / record.path): record.path for record in records}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{root} holds DICOM files and other images side by side ({kinds[True]}, {kinds[False]}), perhaps the same"
+            " ones twice; take one kind away, or name in a manifest.csv what you mean."
+        )
     if not records and loose:
         raise InputError(f"{root} holds images but no class folders; sort them into one sub-folder per class.")
     if not records:
@@ -248,7 +254,7 @@ def check_name(path: str | Path) -> None:
 def _from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:
     for record in records:
         check_name(record.path)
-    records = [_of_patient(root, record) for record in records]
+    records = _by_patient(root, records)
 
     def read(record: Record) -> np.ndarray:
         return read_image(root / record.path)
@@ -256,11 +262,15 @@ def _from_files(name: str, root: Path, records: list[Record], ignored: int = 0) 
     return ImageSet(name, root, tuple(records), read, ignored)
 
 
-def _of_patient(root: Path, record: Record) -> Record:
-    """DICOM files that nobody has grouped are grouped by their patient."""
-    if record.group != record.path or not is_dicom(root / record.path):
-        return record
-    return replace(record, group=patient_of(root / record.path) or record.group)
+def _by_patient(root: Path, records: list[Record]) -> list[Record]:
+    """DICOM files that nobody has grouped are grouped by their patients, who are numbered: no identity is written."""
+    numbers: dict[str, int] = {}
+    for index, record in enumerate(records):
+        path = root / record.path
+        if record.group == record.path and is_dicom(path) and (patient := patient_of(path)):
+            number = numbers.setdefault(patient, len(numbers) + 1)
+            records[index] = replace(record, group=f"dicom-patient-{number}")
+    return records
 
 
 def describe(images: ImageSet) -> str:

@@ -47,8 +47,8 @@ class Store:
         index = {name: number for number, name in enumerate(self.classes)}
         self.labels = np.array([index[row["label"]] for row in rows], dtype=np.int64)
         self.pixels = _mapped(directory, self.normalisation, len(rows))
-        self.twins: list[list[int]] = meta["twins"] if "twins" in meta else twins_of(self.pixels)  # older stores
-        self.groups = joined_groups([row["group"] for row in rows], self.twins, self.given_splits)  # must stay together
+        self.twins: list[list[int]] | None = meta.get("twins")  # None: made before they were looked for
+        self.groups = joined_groups([row["group"] for row in rows], self.twins or [], self.given_splits)
 
     @classmethod
     def open(cls, directory: Path | str) -> Self:

@@ -25,7 +25,7 @@ def joined_groups(
     groups: Sequence[str], twins: Sequence[Sequence[int]], splits: Sequence[str | None]
 ) -> list[str]:
     """The groups [N], those of twins made one, under the name of the first; what the data put into different splits
-    stays apart.
+    stays apart, for they say which image is which.
     """
     parent = {group: group for group in groups}
 
@@ -34,12 +34,11 @@ def joined_groups(
             parent[group] = group = parent[parent[group]]
         return group
 
-    home = dict(zip(groups, splits, strict=True))
     for like in twins:
-        for other in like[1:]:
-            first, second = root(groups[like[0]]), root(groups[other])
-            if home[first] == home[second]:
-                parent[second] = first
+        firsts: dict[str | None, str] = {}  # split -> group of the first of them there
+        for index in like:
+            first = firsts.setdefault(splits[index], groups[index])
+            parent[root(groups[index])] = root(first)
     return [root(group) for group in groups]
 
 
@@ -47,7 +46,8 @@ def remarks(store: "Store") -> list[str]:
     """What a person should know of them, a sentence each: that there are some, that they lie in different splits of the
     table, or carry different labels.
     """
-    twins, paths, splits, labels = store.twins, store.paths, store.given_splits, store.labels.tolist()
+    twins = twins_of(store.pixels) if store.twins is None else store.twins
+    paths, splits, labels = store.paths, store.given_splits, store.labels.tolist()
 
     def example(like: Sequence[int]) -> str:
         return f"the first: {paths[like[0]]} and {paths[like[1]]}"
