@@ -1,4 +1,5 @@
-"""Write the figures of docs/step1.md from results/step1/step1.json and trials.csv: no number there is typed by hand.
+"""Write the figures of docs/step1.md from results/step1/step1.json and trials.csv, and from results/step1-scratch/:
+no number there is typed by hand.
 
     python docs/step1_table.py            rewrite them
     python docs/step1_table.py --check    exit 1 where they are out of date
@@ -13,7 +14,7 @@ from dcube.experiments.step1_summary import markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
-BLOCKS = ("study", "trials")
+SCRATCH = ROOT / "results" / "step1-scratch"
 Trial = dict[str, str]
 
 
@@ -47,8 +48,8 @@ def figure(row: Trial) -> str:
 
 
 def fresh(text: str) -> str:
-    """The page with both blocks made anew."""
-    for name, made in zip(BLOCKS, (study(RESULTS), trials(RESULTS)), strict=True):
+    """The page with all blocks made anew."""
+    for name, made in {"study": study(RESULTS), "scratch": study(SCRATCH), "trials": trials(RESULTS)}.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"

@@ -125,6 +125,8 @@ def shortcuts(images: ImageSet, store: Store, settings: Experiment) -> dict[str,
     rows, parts = [], []
     for splits in folds:
         train, asked = np.flatnonzero(splits[drawn] == "train"), np.flatnonzero(splits[drawn] == "test")
+        if not len(asked):  # nothing of it was drawn
+            continue
         labels, classes = y[train], len(store.classes)
         found = floors(small[train], labels, groups[train], small[asked], classes=classes, seed=settings.seed)
         if facts is not None:

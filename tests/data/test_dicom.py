@@ -83,10 +83,7 @@ def test_tags_without_a_value_say_nothing(tmp_path: Path) -> None:
 def test_padding_that_is_stated_unsigned_or_as_a_range(tmp_path: Path) -> None:
     stored = RAMP.astype(np.int16)
     stored[0], stored[1] = -2000, -1990
-    path = write(tmp_path / "a.dcm", stored)
-    file = pydicom.dcmread(path)
-    file.PixelPaddingValue, file.PixelPaddingRangeLimit = -2000, -1980
-    file.save_as(path)
+    path = write(tmp_path / "a.dcm", stored, PixelPaddingValue=-2000, PixelPaddingRangeLimit=-1980)
     assert (read_image(path)[:2] == stored[2:].min()).all()
     limits = pydicom.Dataset()
     limits.PixelPaddingValue = 63536  # -2000 as unsigned
