@@ -11,7 +11,7 @@ from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
 from dcube.experiments.step1_cell import MIDDLE, Cell, best_blocks, fold_data
-from dcube.experiments.step1_summary import LATE, PROBE, markdown, read_cell, summarise
+from dcube.experiments.step1_summary import LATE, OWN, PROBE, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
 from tiny import tiny_data, tiny_experiment
 
@@ -59,6 +59,7 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms)]
         names += [*SYSTEMS, *(f"{system}, two readers" for system in SYSTEMS)]
         names += [f"{LATE}{PROBE}{probe}" for probe in (TRAINED, UNTRAINED, "pixels")]
+        names += [f"{system}{OWN}" for system in ("D-Cube", "untrained step 1")]
         assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn", PROBE + MIDDLE}
         for probabilities in found.values():
             assert probabilities.shape == (len(cell.held_out), 3)

@@ -13,6 +13,7 @@ from dcube.experiments.step1_cell import MIDDLE, Cell
 from dcube.files import read_json
 
 PROBE, JOINED, TWO, LATE = "probe: ", " + CNN", ", two readers", "fine-tuned CNN, joined with "
+OWN = ", joined with the probe of its step 1"
 SHARES = {  # of the images a training part has, and what is predicted
     "whole": "The whole training part", "quarter": "A quarter of the training part",
     "whole, test": "The test split, after training on all other images",
@@ -41,13 +42,19 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     (LATE + PROBE + TRAINED, "fine-tuned CNN"),
     (LATE + PROBE + TRAINED, LATE + PROBE + UNTRAINED),
     (LATE + PROBE + TRAINED, LATE + PROBE + "pixels"),
+    ("D-Cube" + OWN, "D-Cube"),
+    ("D-Cube" + OWN, PROBE + TRAINED),
+    ("D-Cube" + OWN, "untrained step 1" + OWN),
+    ("D-Cube" + OWN, "no step 1"),
+    ("D-Cube" + OWN, "fine-tuned CNN"),
 )
 
 
 def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     """Probabilities [n, K] of the held-out fold by everything that was asked in a cell; by each system joined with the
     probe of the CNN's middle map, which is the second reader of `classifier.second_reader`; and by the fine-tuned CNN
-    joined with what step 1 knows alone, and its rivals: without any head that could lose it.
+    joined with what step 1 knows alone, and its rivals: without any head that could lose it; and by D-Cube joined with
+    the probe of its own step 1.
     """
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
@@ -61,6 +68,9 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     for probe in (PROBE + TRAINED, PROBE + UNTRAINED, PROBE + "pixels"):
         if probe in found and "fine-tuned CNN" in found:
             found[LATE + probe] = _joined(found, "fine-tuned CNN", probe)
+    for system, arm in (("D-Cube", TRAINED), ("untrained step 1", UNTRAINED)):
+        if system in found and PROBE + arm in found:
+            found[system + OWN] = _joined(found, system, PROBE + arm)
     return found
 
 
