@@ -136,13 +136,15 @@ def test_of_many_groups_a_draw_is_asked_about(tmp_path: Path, monkeypatch: pytes
     assert {part["n"] for part in shortcuts(images, store, SETTINGS).values()} == {len(drawn)}
 
 
-def test_few_groups_blank_images_and_a_set_without_files(tmp_path: Path) -> None:
+def test_few_groups_blank_images_and_a_set_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, store = write(tmp_path, lambda kind, number, rng: np.full((32, 32), 7), count=3)
     found = audit(images, store, SETTINGS)
     assert found["shortcuts"] == {} and found["remarks"] == [] and "Too few groups" in audit_text(found)
     phantom = open_images("phantom:patients=24,slices=1,size=32")
     small = build_store(phantom, DataConfig(size=32), tmp_path / "phantom")
     assert not {"files", "bytes"} & shortcuts(phantom, small, SETTINGS).keys()
+    monkeypatch.setattr(module, "ALIKE", 0.5)
+    assert look_alikes(small) and all_remarks(small, 0) == []
 
 
 def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

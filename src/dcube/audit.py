@@ -69,6 +69,8 @@ def audit(images: ImageSet, store: Store, settings: Experiment) -> dict[str, Any
 def all_remarks(store: Store, seed: int) -> list[str]:
     """What a person must know before a model is trained, a sentence each: copies, and look-alikes."""
     found = remarks(store)
+    if store.name.startswith("phantom:"):  # all of one make, and their groups are known
+        return found
     if pairs := look_alikes(store, seed):
         alike = len({index for i, j, _ in pairs for index in (i, j)})
         first, second, _ = pairs[0]

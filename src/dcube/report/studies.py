@@ -7,6 +7,8 @@ import numpy as np
 
 from dcube.report.figures import ACCENT, INK, MUTED, RULE, SECOND, svg_text
 
+WIDTH_OF_A_LETTER = 0.08  # inches
+
 
 def differences_figure(summary: Mapping[str, Any]) -> str:
     """Paired differences with their intervals, a panel per data set, filled for the whole training part and hollow
@@ -17,6 +19,8 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
     names = list(summary)
     rows = [row for parts in summary.values() for part in parts.values() for row in part["differences"]]
     labels = list(dict.fromkeys((row["of"], row["to"]) for row in rows))
+    texts = [f"{of}\n- {to.removeprefix('probe: ')}" for of, to in labels]
+    margin = WIDTH_OF_A_LETTER * max((len(line) for text in texts for line in text.splitlines()), default=0)
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
@@ -34,10 +38,10 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
                     panel.scatter([row["value"]], [at], s=22, color=fill, edgecolor=colour, zorder=3)
             panel.set_title(name)
             panel.set_xlabel("difference of macro-F1")
-        panels[0].set_yticks(np.arange(len(labels)), [f"{of} - {to.removeprefix('probe: ')}" for of, to in labels])
+        panels[0].set_yticks(np.arange(len(labels)), texts)
         panels[0].invert_yaxis()
 
-    return svg_text(draw, 3.2 + 2.4 * len(names), 0.9 + 0.36 * len(labels))
+    return svg_text(draw, 0.4 + margin + 2.4 * len(names), 0.9 + 0.4 * len(labels))
 
 
 def scarcity_figure(kept: Mapping[str, Mapping[str, Any]], metric: str = "macro_f1") -> str:
