@@ -54,14 +54,14 @@ def test_slices_of_patients_whom_nobody_named_are_found(tmp_path: Path) -> None:
         first, second = store.paths[i], store.paths[j]
         assert first[:-7] == second[:-7] and int(first[-7:-4]) // 2 == int(second[-7:-4]) // 2
     assert [r for _, _, r in pairs] == sorted((r for _, _, r in pairs), reverse=True)
-    [remark] = all_remarks(store, 0)
+    [remark] = all_remarks(store, look_alikes(store))
     assert "80 images are as like one of another group" in remark and "patient_id" in remark
 
 
 def test_slices_of_named_patients_are_in_order(tmp_path: Path) -> None:
     rows = [f"{kind}/{n:03d}.png,{kind},{kind}-{n // 2}" for kind in ("ill", "well") for n in range(40)]
     _, store = write(tmp_path, slices, table=rows)
-    assert look_alikes(store) == [] and all_remarks(store, 0) == []
+    assert look_alikes(store) == [] and all_remarks(store, look_alikes(store)) == []
 
 
 def test_a_sound_set_has_nothing_to_say(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_few_groups_blank_images_and_a_set_without_files(tmp_path: Path, monkeyp
     small = build_store(phantom, DataConfig(size=32), tmp_path / "phantom")
     assert not {"files", "bytes"} & shortcuts(phantom, small, SETTINGS).keys()
     monkeypatch.setattr(module, "ALIKE", 0.5)
-    assert look_alikes(small) and all_remarks(small, 0) == []
+    assert look_alikes(small) == []
 
 
 def test_the_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

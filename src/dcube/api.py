@@ -151,13 +151,13 @@ def _say_of(store: "Store", remarks: Sequence[str]) -> None:
 
 def _remarks(store: "Store", settings: Experiment, run: Run | None = None) -> list[str]:
     """On copies and look-alikes; those that the run has already are not looked for again."""
-    from dcube.audit import all_remarks
+    from dcube.audit import all_remarks, look_alikes
     from dcube.files import read_json
 
     known = read_json(run.data) if run and run.data.is_file() else {}
     if known.get("key") == store.key and "remarks" in known:
         return list(known["remarks"])
-    return all_remarks(store, settings.seed)
+    return all_remarks(store, look_alikes(store, settings.seed))
 
 
 def load(run: str | Path, device: str | None = None) -> "DCube":

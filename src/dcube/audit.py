@@ -53,25 +53,24 @@ def audit(images: ImageSet, store: Store, settings: Experiment) -> dict[str, Any
     members: dict[str, set[str]] = {name: set() for name in sorted(count)}
     for group, label in zip(store.groups, store.labels, strict=True):
         members[store.classes[label]].add(group)
+    pairs = look_alikes(store, settings.seed)
     return {
         "images": len(store.labels), "groups": len(set(store.groups)),
         "classes": {name: {"images": count[name], "groups": len(groups)} for name, groups in members.items()},
         "splits": dict(Counter(split or "none" for split in store.given_splits)), "ignored": images.ignored,
-        "broken": store.broken, "remarks": all_remarks(store, settings.seed),
+        "broken": store.broken, "remarks": all_remarks(store, pairs),
         "look_alikes": [
             {"first": store.paths[i], "second": store.paths[j], "correlation": round(r, 4)}
-            for i, j, r in look_alikes(store, settings.seed)[:SHOWN]
+            for i, j, r in pairs[:SHOWN]
         ],
         "shortcuts": shortcuts(images, store, settings),
     }  # fmt: skip
 
 
-def all_remarks(store: Store, seed: int) -> list[str]:
-    """What a person must know before a model is trained, a sentence each: copies, and look-alikes."""
+def all_remarks(store: Store, pairs: Sequence[tuple[int, int, float]]) -> list[str]:
+    """What a person must know before a model is trained, a sentence each: copies, and look-alikes (`pairs`)."""
     found = remarks(store)
-    if store.name.startswith("phantom:"):  # all of one make, and their groups are known
-        return found
-    if pairs := look_alikes(store, seed):
+    if pairs:
         alike = len({index for i, j, _ in pairs for index in (i, j)})
         first, second, _ = pairs[0]
         found.append(
@@ -84,8 +83,11 @@ def all_remarks(store: Store, seed: int) -> list[str]:
 
 def look_alikes(store: Store, seed: int = 0) -> list[tuple[int, int, float]]:
     """Pairs (i, j, correlation of their thumbnails) of images of different groups, most alike first: for every image
-    the one most like it, where that is beyond ALIKE. Of more than MOST images a random draw is looked at.
+    the one most like it, where that is beyond ALIKE. Of more than MOST images a random draw is looked at; none of
+    phantoms, which are all of one make.
     """
+    if store.name.startswith("phantom:"):
+        return []
     count = len(store.labels)
     rows = np.sort(np.random.default_rng(seed).permutation(count)[:MOST])
     thumbnails = _thumbnails(store, rows)

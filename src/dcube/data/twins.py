@@ -24,8 +24,8 @@ def twins_of(pixels: Iterable[np.ndarray]) -> list[list[int]]:
 def joined_groups(
     groups: Sequence[str], twins: Sequence[Sequence[int]], splits: Sequence[str | None]
 ) -> list[str]:
-    """The groups [N], those of twins made one, under the name of the first; what the data put into different splits
-    stays apart, for they say which image is which.
+    """The groups [N], those of twins made one; what the data put into different splits stays apart: a split that is
+    given is kept, and told (`remarks`).
     """
     parent = {group: group for group in groups}
 
