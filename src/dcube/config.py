@@ -207,6 +207,8 @@ class ClassifierConfig(Section):
     dropout: Fraction = 0.5
     # stride of the frozen CNN's map from which a linear probe reads beside the network (classifier/reader.py); 0: none
     second_reader: Annotated[int, Field(ge=0)] = 0
+    # linear probes of log-covariances, which tell the texture: of all of the frozen CNN's maps, of all of step 1's
+    covariance_readers: tuple[Literal["cnn", "step1"], ...] = ()
     lambda_cycle: NonNegative = 10.0  # lambda_1 of eq. 10
     lambda_consistency: NonNegative = 0.1  # lambda_2 of eq. 10
     cycle_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0  # random part of the batch eq. 7 is taken on

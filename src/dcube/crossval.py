@@ -51,7 +51,7 @@ def cross_validate(
             held_out = data.indices("test")
             predictor = stages.load(run, pick_device(settings.runtime.device))
             probabilities, _ = predict_rows(predictor, data, held_out)
-            pooled.append(stages.with_floors(data, held_out, probabilities, settings, predictor.model.reader))
+            pooled.append(stages.with_floors(data, held_out, probabilities, settings, predictor))
             rows.append(held_out)
             stages.report(run)
     order = np.argsort(np.concatenate(rows))

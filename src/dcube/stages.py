@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcube.classifier.model import Predictor, load_predictor, predict_rows
-from dcube.classifier.reader import SecondReader, reader_rows
+from dcube.classifier.model import Predictor, load_predictor, predict_readers, predict_rows
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -160,7 +159,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
     probabilities, _ = predict_rows(predictor, images, rows)
-    systems = with_floors(images, rows, probabilities, settings, predictor.model.reader)
+    systems = with_floors(images, rows, probabilities, settings, predictor)
     measured = figures(systems, images.labels[rows], np.array(images.groups)[rows], images.classes, settings)
     metrics = {"split": split, **measured, **looks, "inputs": inputs}
     paths = [images.store.paths[i] for i in rows]
@@ -186,6 +185,8 @@ def check_models(settings: Experiment, classifier: bool = True) -> None:
         how = settings.classifier
         check_batch(how.optimizer.batch_size, "classifier.optimizer.batch_size", 2)  # for batch normalisation
         network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
+        if "cnn" in how.covariance_readers:
+            _ = network.level_channels  # raises where there are no such maps
         if how.second_reader:
             network.end_at(how.second_reader)  # raises where there is no such map
     with torch.device("meta"):  # the structure alone
@@ -230,10 +231,10 @@ def open_data(run: Run) -> ImageData:
 
 
 def with_floors(
-    data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment, reader: SecondReader | None
+    data: ImageData, rows: np.ndarray, probabilities: np.ndarray, settings: Experiment, predictor: Predictor
 ) -> dict[str, np.ndarray]:
-    """Probabilities of D-Cube ("") and of every floor, trained on the same training split, for `rows` of a store. Its
-    second reader alone is a floor too: what the network adds is seen beside it.
+    """Probabilities of D-Cube ("") and of every floor, trained on the same training split, for `rows` of a store. Each
+    of its readers alone is a floor too: what the network adds is seen beside it.
     """
     systems = {"": probabilities}
     if settings.evaluation.floors:
@@ -241,8 +242,7 @@ def with_floors(
         seen, asked = (data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows))
         groups, classes = np.array(data.groups)[train], len(data.classes)
         systems |= floors(seen, data.labels[train], groups, asked, classes=classes, seed=settings.seed)
-        if reader is not None:
-            systems["second_reader"] = reader_rows(reader, data, rows, settings.classifier.cnn_size)
+        systems |= predict_readers(predictor, data, rows)
     return systems
 
 

@@ -21,11 +21,15 @@ from tiny import tiny_diffusion, tiny_experiment
 BLOCKS = [1, 3]
 
 
-@pytest.fixture(scope="module", params=[("paper", 0), ("late", 0), ("late", 16)], ids=["paper", "late", "two readers"])
+@pytest.fixture(
+    scope="module", params=[("paper", 0, ()), ("late", 0, ()), ("late", 16, ()), ("late", 16, ("cnn", "step1"))],
+    ids=["paper", "late", "two readers", "all readers"],
+)  # fmt: skip
 def trained(request: pytest.FixtureRequest, data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished step 2; live features in validation, so that they are those of prediction."""
-    head, second = request.param
-    experiment = tiny_experiment(features={"cache_gb": 0}, classifier={"head": head, "second_reader": second})
+    head, second, covariances = request.param
+    changes = {"head": head, "second_reader": second, "covariance_readers": covariances}
+    experiment = tiny_experiment(features={"cache_gb": 0}, classifier=changes)
     directory = tmp_path_factory.mktemp("step2")
     train_classifier(data, experiment, tiny_diffusion(), BLOCKS, directory)
     return directory
@@ -52,8 +56,8 @@ def test_the_best_ema_weights_by_validation_are_kept(trained: Path, data: ImageD
     chosen = probabilities[np.arange(len(val)), data.labels[val]]
     assert abs(-np.log(chosen).mean() - best["cross_entropy"]) < 1e-5
     files = {path.name for path in trained.iterdir() if path.is_file()}
-    second = {"reader.safetensors"} if metadata["classifier"]["second_reader"] else set()
-    assert files == {"log.jsonl", "model.safetensors", "runtime.json"} | second
+    readers = {f"{name}.safetensors" for name in predictor_of(trained).model.readers}
+    assert files == {"log.jsonl", "model.safetensors", "runtime.json"} | readers
 
 
 def test_weights_are_replaced_only_by_better_ones(data: ImageData, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +82,7 @@ def test_weights_are_replaced_only_by_better_ones(data: ImageData, run: Path, mo
 def test_repeating_a_finished_training_changes_nothing(trained: Path, data: ImageData) -> None:
     """Also where the process was killed between the last file and the note that the stage is done."""
     before = load_weights(trained / "model.safetensors")
-    changes = {name: before[1]["classifier"][name] for name in ("head", "second_reader")}
+    changes = {name: before[1]["classifier"][name] for name in ("head", "second_reader", "covariance_readers")}
     experiment = tiny_experiment(features={"cache_gb": 0}, classifier=changes)
     _, result = train_classifier(data, experiment, tiny_diffusion(), BLOCKS, trained)
     after = load_weights(trained / "model.safetensors")
@@ -109,8 +113,9 @@ def test_prediction_is_the_mean_over_the_fixed_timesteps(trained: Path, data: Im
     for t in (1, 5):
         with torch.inference_mode():
             each.append(predictor.model(large, predictor.frozen(small, torch.full((4,), t))).softmax(1))
-    network, reader = (each[0] + each[1]) / 2, predictor.model.reader
-    expected = network if reader is None else joined(network, reader(large))
+    maps = predictor.whole(small) if predictor.whole else ()
+    readers = [reader(large, maps) for reader in predictor.model.readers.values()]
+    expected = joined((each[0] + each[1]) / 2, *readers)
     torch.testing.assert_close(predictor(small, large), expected)
     assert torch.equal(predictor(small, large), predictor(small, large))
 

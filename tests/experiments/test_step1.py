@@ -10,8 +10,8 @@ from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
-from dcube.experiments.step1_cell import MIDDLE, Cell, best_blocks, fold_data
-from dcube.experiments.step1_summary import LATE, OWN, PROBE, markdown, read_cell, summarise
+from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell, best_blocks, fold_data
+from dcube.experiments.step1_summary import ALL, LATE, OWN, PROBE, SEEN, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
 from tiny import tiny_data, tiny_experiment
 
@@ -59,12 +59,17 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms)]
         names += [*SYSTEMS, *(f"{system}, two readers" for system in SYSTEMS)]
         names += [f"{LATE}{PROBE}{probe}" for probe in (TRAINED, UNTRAINED, "pixels")]
-        names += [f"{system}{OWN}" for system in ("D-Cube", "untrained step 1")]
+        names += [f"{system}{own}" for own in (OWN, SEEN) for system in ("D-Cube", "untrained step 1")]
+        names += [f"{PROBE}{what}{TEXTURES}" for what in (*arms, "cnn")] + [f"{system}{ALL}" for system in SYSTEMS]
         assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn", PROBE + MIDDLE}
         for probabilities in found.values():
             assert probabilities.shape == (len(cell.held_out), 3)
             np.testing.assert_allclose(probabilities.sum(1), 1, atol=2e-4)  # rounded
         assert not np.array_equal(found[PROBE + TRAINED], found[PROBE + UNTRAINED])
+        assert not np.array_equal(found[PROBE + TRAINED + TEXTURES], found[PROBE + UNTRAINED + TEXTURES])
+        joined = ("D-Cube", PROBE + MIDDLE, f"{PROBE}cnn{TEXTURES}", PROBE + TRAINED + TEXTURES)
+        mean = np.prod([np.clip(found[name], 1e-6, 1) for name in joined], axis=0) ** 0.25
+        np.testing.assert_allclose(found["D-Cube" + ALL], mean / mean.sum(1, keepdims=True), atol=1e-6)
 
 
 def test_a_repeated_study_does_nothing_again(data: ImageData, done: tuple[Path, list[Unit]]) -> None:

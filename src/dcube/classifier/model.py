@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dcube.classifier.head import HEADS, map_side
-from dcube.classifier.reader import SecondReader, joined
+from dcube.classifier.reader import SECOND, WholeMaps, build_readers, joined, read, whole_maps
 from dcube.config import ClassifierConfig, FeaturesConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
@@ -29,29 +29,36 @@ class DCubeClassifier(nn.Module):
     """Logits from an image and its diffusion features. The frozen diffusion model is not part of it.
 
     images: [B, C, S, S] in [0, 1] at `cnn_size`; maps: one [B, C_b, h_b, w_b] per selected block -> [B, K].
+    `blocks`: channels of these; `whole`: of all blocks, where a reader reads them.
     """
 
     def __init__(
-        self, config: ClassifierConfig, num_classes: int, blocks: Sequence[int], weights: str | None = None
-    ) -> None:
+        self, config: ClassifierConfig, num_classes: int, blocks: Sequence[int], weights: str | None = None,
+        whole: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.subnet = SubNetwork(config.cnn, weights or config.cnn_weights, config.cnn_size)
         self.head: nn.Module = HEADS[config.head](
             blocks, self.subnet.width, num_classes, config.grid, config.width, config.dropout
         )
-        self.reader = SecondReader(config, num_classes, weights) if config.second_reader else None
+        self.readers = build_readers(config, num_classes, whole, weights)
 
     def forward(self, images: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.subnet(images), maps)
         return logits
 
-    def probabilities(self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]]) -> torch.Tensor:
-        """Class probabilities [B, K], averaged over the fixed timesteps (the CNN is run once), joined with those of the
-        second reader where there is one."""
+    def answer(self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]]) -> torch.Tensor:
+        """Class probabilities [B, K] by the network alone, averaged over the fixed timesteps (the CNN is run once)."""
         f_sub = self.subnet(images)
         logits = torch.stack([full_precision(self.head(f_sub, maps)) for maps in per_timestep])
-        found = logits.softmax(-1).mean(0)
-        return found if self.reader is None else joined(found, full_precision(self.reader(images)))
+        return logits.softmax(-1).mean(0)
+
+    def probabilities(
+        self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]], whole: Sequence[torch.Tensor] = ()
+    ) -> torch.Tensor:
+        """The same, joined with the answers of the readers where there are any; `whole`: all of step 1's maps."""
+        others = [full_precision(reader(images, whole)) for reader in self.readers.values()]
+        return joined(self.answer(images, per_timestep), *others)
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,7 @@ class Predictor:
     features: FeaturesConfig
     classes: list[str]
     metadata: dict[str, Any]
+    whole: WholeMaps | None = None  # for a reader of step 1's maps
 
     @torch.inference_mode()
     def __call__(self, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
@@ -71,7 +79,8 @@ class Predictor:
 
         small: [B, C, S, S] at the diffusion model's size, large: at the CNN's; both in [0, 1].
         """
-        return self.model.probabilities(large.contiguous(memory_format=torch.channels_last), self._maps(small))
+        large = large.contiguous(memory_format=torch.channels_last)
+        return self.model.probabilities(large, self._maps(small), self.whole(small) if self.whole else ())
 
     def _maps(self, small: torch.Tensor) -> list[list[torch.Tensor]]:
         """Per timestep of the fixed set the maps of the blocks; in one forward as far as the batch stays small."""
@@ -101,6 +110,11 @@ def predict_rows(predictor: Predictor, data: ImageData, rows: np.ndarray) -> tup
     return np.concatenate(parts), seconds
 
 
+def predict_readers(predictor: Predictor, data: ImageData, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Probabilities [n, K] float64 by each of its readers alone for rows of a store."""
+    return read(predictor.model.readers, data, rows, predictor.config, predictor.whole)
+
+
 def predictor_dtype(features: FeaturesConfig, device: torch.device) -> torch.dtype:
     """dtype that the frozen model predicts in."""
     named = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -114,7 +128,15 @@ def load_predictor(path: Path, diffusion: Diffusion, device: torch.device | str 
     features = FeaturesConfig.model_validate(metadata["features"])
     dtype = predictor_dtype(features, diffusion.device)
     frozen = FrozenFeatures(diffusion, metadata["blocks"], features.input, map_side(config), dtype)
-    model = DCubeClassifier(config, len(metadata["classes"]), [s[0] for s in frozen.shapes], weights="none")
-    model.load_state_dict(tensors)
+    whole = whole_maps(diffusion, config, features, dtype)
+    model = DCubeClassifier(
+        config, len(metadata["classes"]), [s[0] for s in frozen.shapes], "none", whole.channels if whole else ()
+    )
+    model.load_state_dict({_named_today(name): tensor for name, tensor in tensors.items()})
     model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Predictor(model, frozen, config, features, metadata["classes"], metadata)
+    return Predictor(model, frozen, config, features, metadata["classes"], metadata, whole)
+
+
+def _named_today(name: str) -> str:
+    """Runs made when there was one reader have it under `reader`."""
+    return name.replace("reader.", f"readers.{SECOND}.", 1) if name.startswith("reader.") else name

@@ -1,6 +1,7 @@
 """Step 2: train CNN and head on the frozen model's features, checkpoint by validation macro-F1."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from dcube.classifier.batches import ClassifierBatches, make_cache
 from dcube.classifier.head import map_side
 from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor, predictor_dtype
 from dcube.classifier.objective import ClassifierObjective, cycle_loss
-from dcube.classifier.reader import make_reader
+from dcube.classifier.reader import joined, make_readers, read, whole_maps
 from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -83,10 +84,13 @@ class Validation:
     """Probabilities for the validation split, its macro-F1, and the best weights so far."""
 
     def __init__(
-        self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path, metadata: dict[str, Any]
-    ) -> None:
+        self, data: ImageData, experiment: Experiment, frozen: FrozenFeatures, directory: Path,
+        metadata: dict[str, Any], read: Mapping[str, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
+        """`read`: probabilities [n, K] by each of the readers, which stay what they are."""
         self.data, self.experiment, self.frozen = data, experiment, frozen
         self.indices = data.indices("val")
+        self.read = [torch.from_numpy(alone).log() for alone in (read or {}).values()]
         file = directory / "best.safetensors"
         self.best = BestWeights(file, data.labels[self.indices], len(data.classes), metadata)
         steps = experiment.features.prediction_timesteps
@@ -105,7 +109,8 @@ class Validation:
             rows = np.arange(start, min(start + CHUNK, len(self.indices)))
             large = self.data.images(self.indices[rows], self.experiment.classifier.cnn_size).to(device)
             maps = [[m.to(device).float() for m in step] for step in self._maps(rows, device)]
-            parts.append(ema.probabilities(large, maps).cpu().double().numpy())
+            answer = ema.answer(large, maps).cpu().double()
+            parts.append(joined(answer, *(alone[rows] for alone in self.read)).numpy())
         return np.concatenate(parts)
 
     def _maps(self, rows: np.ndarray, device: torch.device) -> list[list[torch.Tensor]]:
@@ -141,13 +146,15 @@ def train_classifier(
             predictor_dtype(experiment.features, diffusion.device),
         )
     )
-    read = None  # a helper takes it from the first checkpoint
-    if config.second_reader and not is_helper():
-        read, _ = make_reader(data, experiment, directory, diffusion.device)
+    whole = whole_maps(diffusion, config, experiment.features, predicting.dtype)
+    readers = None  # a helper takes them from the first checkpoint
+    if not is_helper():
+        readers, _ = make_readers(data, experiment, directory, diffusion, predicting.dtype)
     torch.manual_seed(key(experiment.seed, "classifier", "weights"))
-    model = DCubeClassifier(config, len(data.classes), [shape[0] for shape in frozen.shapes])
-    if model.reader is not None and read is not None:
-        model.reader.load_state_dict(read.state_dict())
+    channels = [shape[0] for shape in frozen.shapes]
+    model = DCubeClassifier(config, len(data.classes), channels, whole=whole.channels if whole else ())
+    if readers is not None:
+        model.readers.load_state_dict(readers.state_dict())
     metadata = {
         "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
@@ -157,7 +164,8 @@ def train_classifier(
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size
     hooks = []
     if len(data.indices("val")) and not is_helper():
-        validation = Validation(data, experiment, predicting, directory, metadata)
+        alone = read(model.readers.to(diffusion.device), data, data.indices("val"), config, whole)
+        validation = Validation(data, experiment, predicting, directory, metadata, alone)
         hooks = [Hook(max(1, round(config.validate_every * steps_per_epoch)), validation)]
     task = Task(
         "classifier", model, batches, ClassifierLoss(experiment, frozen, batches.labels, len(data.classes)),

@@ -125,6 +125,8 @@ def run_unit(unit: Unit) -> None:
         name: Arm(cell, name, override(unit.settings, ARMS[name]), trained=name != UNTRAINED) for name in unit.arms
     }
     probed = {name: arm.probe(unit.timesteps) for name, arm in arms.items()}
+    for arm in arms.values():
+        arm.textures()
     if TRAINED not in arms:
         return
     for system, (source, changes) in SYSTEMS.items():

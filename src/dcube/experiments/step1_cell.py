@@ -4,7 +4,7 @@ Block, timestep and regularisation are chosen inside the training part. Each res
 command makes what lacks and continues what was interrupted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from dcube.classifier.model import load_predictor, predict_rows
+from dcube.classifier.reader import CnnCovariances, Reader, Step1Covariances, WholeMaps, reader_features
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -24,6 +25,7 @@ from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.probe import PIXELS
+from dcube.features.covariance import evened
 from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
@@ -31,7 +33,7 @@ from dcube.features.teacher import make_teacher
 from dcube.files import digest, read_json, write_json
 from dcube.training.runtime import pick_device
 
-MIDDLE = "cnn, stride 16"
+MIDDLE, TEXTURES = "cnn, stride 16", ", covariances"
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
 
@@ -70,6 +72,17 @@ class Cell:
             classes=len(self.data.classes), seed=self.seed,
         )  # fmt: skip
         return {"inside": inside, "probabilities": probabilities.round(DIGITS).tolist()}
+
+
+def textures(cell: Cell, name: str, settings: Experiment, make: Callable[[], tuple[Reader, WholeMaps | None]]) -> None:
+    """Probe of what a reader of covariances sees of the cell, left in probe/, as the reader itself would be fitted."""
+    file = cell.directory / "probe" / f"{name}{TEXTURES}.json"
+    if file.is_file():
+        return
+    reader, whole = make()
+    features = reader_features(reader, cell.data, cell.rows, settings.classifier, whole)
+    seen = len(cell.data.indices("train"))
+    write_json(file, cell.probe(features * evened(features[:seen], reader.widths)))
 
 
 def fold_data(store: Store, seed: int, folds: int, fold: int | None, quarter: bool) -> ImageData:
@@ -145,9 +158,21 @@ class Arm:
         write_json(file, found)
         return found
 
+    def textures(self) -> None:
+        """The probe of the log-covariances of all blocks."""
+
+        def make() -> tuple[Reader, WholeMaps]:
+            whole = WholeMaps(self.diffusion, self.settings.features)
+            reader = Step1Covariances(whole.channels, len(self.cell.data.classes))
+            return reader.to(self.diffusion.device), whole
+
+        textures(self.cell, self.name, self.settings, make)
+
 
 def reference_probes(cell: Cell, settings: Experiment) -> None:
-    """Probes of raw pixels and of the pretrained CNN, its last map's means and a middle map, left in probe/."""
+    """Probes of raw pixels and of the pretrained CNN, its last map's means, a middle map, and the log-covariances of
+    all maps, left in probe/.
+    """
     size = settings.classifier.cnn_size
     made = {
         "pixels": lambda: cell.data.images(cell.rows, PIXELS).flatten(1).numpy(),
@@ -158,6 +183,8 @@ def reference_probes(cell: Cell, settings: Experiment) -> None:
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():
             write_json(file, cell.probe(features()))
+    device, classes = pick_device(settings.runtime.device), len(cell.data.classes)
+    textures(cell, "cnn", settings, lambda: (CnnCovariances(settings.classifier, classes).to(device), None))
 
 
 def _cnn(settings: Experiment) -> SubNetwork:

@@ -9,11 +9,14 @@ import torch
 from dcube.classifier.reader import joined
 from dcube.evaluation.repeats import repeated_difference, repeated_metric
 from dcube.experiments.step1 import PLAIN, RELATIVES, TRAINED, UNTRAINED, Unit, pooled
-from dcube.experiments.step1_cell import MIDDLE, Cell
+from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell
 from dcube.files import read_json
 
 PROBE, JOINED, TWO, LATE = "probe: ", " + CNN", ", two readers", "fine-tuned CNN, joined with "
 OWN = ", joined with the probe of its step 1"
+SEEN = ", joined with the covariances of its step 1"
+ALL = ", all readers"  # the CNN's middle map, its covariances, and those of step 1 where there is one
+ARM = {"D-Cube": TRAINED, "untrained step 1": UNTRAINED}
 SHARES = {  # of the images a training part has, and what is predicted
     "whole": "The whole training part", "quarter": "A quarter of the training part",
     "whole, test": "The test split, after training on all other images",
@@ -47,14 +50,37 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     ("D-Cube" + OWN, "untrained step 1" + OWN),
     ("D-Cube" + OWN, "no step 1"),
     ("D-Cube" + OWN, "fine-tuned CNN"),
+    (PROBE + TRAINED + TEXTURES, PROBE + TRAINED),
+    (PROBE + UNTRAINED + TEXTURES, PROBE + UNTRAINED),
+    (PROBE + "cnn" + TEXTURES, PROBE + MIDDLE),
+    (PROBE + TRAINED + TEXTURES, PROBE + UNTRAINED + TEXTURES),
+    (PROBE + TRAINED + TEXTURES, PROBE + PLAIN + TEXTURES),
+    *((PROBE + relative + TEXTURES, PROBE + PLAIN + TEXTURES) for relative in RELATIVES),
+    (PROBE + TRAINED + TEXTURES, PROBE + UNTRAINED),
+    (PROBE + TRAINED + TEXTURES, PROBE + "pixels"),
+    (PROBE + TRAINED + TEXTURES, PROBE + "cnn"),
+    (PROBE + TRAINED + TEXTURES, PROBE + MIDDLE),
+    (PROBE + TRAINED + TEXTURES, PROBE + "cnn" + TEXTURES),
+    (PROBE + "cnn" + TEXTURES, "fine-tuned CNN"),
+    ("D-Cube" + SEEN, "D-Cube"),
+    ("D-Cube" + SEEN, PROBE + TRAINED + TEXTURES),
+    ("D-Cube" + SEEN, "untrained step 1" + SEEN),
+    ("D-Cube" + SEEN, "no step 1"),
+    ("D-Cube" + SEEN, "fine-tuned CNN"),
+    ("D-Cube" + ALL, "D-Cube" + TWO),
+    ("fine-tuned CNN" + ALL, "fine-tuned CNN" + TWO),
+    ("D-Cube" + ALL, "untrained step 1" + ALL),
+    ("D-Cube" + ALL, "no step 1" + ALL),
+    ("D-Cube" + ALL, "fine-tuned CNN" + ALL),
+    ("D-Cube" + ALL, "fine-tuned CNN"),
 )
 
 
 def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     """Probabilities [n, K] of the held-out fold by everything that was asked in a cell; by each system joined with the
     probe of the CNN's middle map, which is the second reader of `classifier.second_reader`; and by the fine-tuned CNN
-    joined with what step 1 knows alone, and its rivals: without any head that could lose it; and by D-Cube joined with
-    the probe of its own step 1.
+    joined with what step 1 knows alone, and its rivals: without any head that could lose it; by D-Cube joined with
+    the probe of its own step 1, or of its covariances; and by each system joined with all readers that the program has.
     """
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
@@ -65,17 +91,23 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     for file in sorted((cell.directory / "step2").glob("*.json")):
         found[file.stem] = np.array(read_json(file)["probabilities"])
         found[file.stem + TWO] = _joined(found, file.stem, PROBE + MIDDLE)
+        own = [PROBE + ARM[file.stem] + TEXTURES] if file.stem in ARM else []
+        readers = [PROBE + MIDDLE, PROBE + "cnn" + TEXTURES, *own]
+        if all(reader in found for reader in readers):  # older studies did not ask for covariances
+            found[file.stem + ALL] = _joined(found, file.stem, *readers)
+            if own:
+                found[file.stem + SEEN] = _joined(found, file.stem, *own)
     for probe in (PROBE + TRAINED, PROBE + UNTRAINED, PROBE + "pixels"):
         if probe in found and "fine-tuned CNN" in found:
             found[LATE + probe] = _joined(found, "fine-tuned CNN", probe)
-    for system, arm in (("D-Cube", TRAINED), ("untrained step 1", UNTRAINED)):
+    for system, arm in ARM.items():
         if system in found and PROBE + arm in found:
             found[system + OWN] = _joined(found, system, PROBE + arm)
     return found
 
 
-def _joined(found: dict[str, np.ndarray], system: str, probe: str) -> np.ndarray:
-    return joined(torch.from_numpy(found[system]), torch.from_numpy(found[probe]).log()).numpy()
+def _joined(found: dict[str, np.ndarray], system: str, *probes: str) -> np.ndarray:
+    return joined(torch.from_numpy(found[system]), *(torch.from_numpy(found[probe]).log() for probe in probes)).numpy()
 
 
 def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:

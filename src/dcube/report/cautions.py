@@ -9,6 +9,8 @@ FLOOR_NAMES = {
     "statistics": "logistic regression on simple statistics",
     "pixels": "logistic regression on 32x32 pixels",
     "second_reader": "its own second reader alone",
+    "cnn_covariances": "its own reader of the CNN's textures alone",
+    "step1_covariances": "its own reader of step 1's textures alone",
 }
 Metrics = Mapping[str, Any]
 

@@ -23,6 +23,10 @@ METRIC_NAMES = {
     "ece": ("Calibration error", "confidence against correctness (ECE, 15 bins); lower is better"),
 }
 SPLIT_NAMES = {"train": "Training", "val": "Validation", "test": "Test"}
+READERS = {
+    "second_reader": "second reader alone", "cnn_covariances": "reader of the CNN's textures alone",
+    "step1_covariances": "reader of step 1's textures alone",
+}  # fmt: skip
 STAGES = {"diffusion": "Step 1: the diffusion model", "classifier": "Step 2: the classifier"}
 
 
@@ -145,8 +149,12 @@ def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tu
     if (align := step_1.get("align", {})).get("weight"):
         lines.append(("Imitates", f"{align['cnn']}, map of stride {align['stride']}, weight {align['weight']:g}"))
     if stride := step_2.get("second_reader"):
-        told = f"linear probe of {step_2['cnn']} as it came, map of stride {stride}; both answers joined evenly"
-        lines.append(("Second reader", told))
+        lines.append(("Second reader", f"linear probe of {step_2['cnn']} as it came, map of stride {stride}"))
+    for reader in step_2.get("covariance_readers", ()):
+        of = f"{step_2['cnn']} as it came" if reader == "cnn" else "step 1"
+        lines.append(("Reader of textures", f"linear probe of the covariances of all maps of {of}"))
+    if step_2.get("second_reader") or step_2.get("covariance_readers"):
+        lines.append(("Answers", "the network's and every reader's, joined evenly"))
     return lines + [
         (
             "Contrastive term",
@@ -185,7 +193,7 @@ def _restricted(metrics: Mapping[str, Any] | None) -> list[dict[str, Any]]:
 
 def _short(floor: str) -> str:
     names = {"majority": "majority class", "statistics": "simple statistics", "pixels": "32x32 pixels"}
-    return (names | {"second_reader": "second reader alone"}).get(floor, floor)
+    return (names | READERS).get(floor, floor)
 
 
 def _inline(image: Path | None) -> str | None:

@@ -5,15 +5,15 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from dcube.baselines.diffusion_classifier import diffusion_classifier
 from dcube.baselines.probes import feature_probe
 from dcube.classifier.batches import cache_pays
-from dcube.classifier.model import CHUNK, load_predictor, predict_rows
-from dcube.classifier.reader import make_reader
+from dcube.classifier.model import CHUNK, load_predictor, predict_rows, predictor_dtype
+from dcube.classifier.reader import Reader, make_readers
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -70,8 +70,9 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     chosen = _select(unit, data, diffusion)
     directory = unit.directory / "step2"
     gone = chosen["seconds"] + make_cache_of("val", data, unit.settings, diffusion, chosen["selected"], directory)
-    if unit.settings.classifier.second_reader:
-        gone += make_reader(data, unit.settings, directory, diffusion.device)[1]["seconds"]
+    dtype = predictor_dtype(unit.settings.features, diffusion.device)
+    _, told = make_readers(data, unit.settings, directory, diffusion, dtype)
+    gone += sum(about["seconds"] for about in told.values())
     length, gone, cached = _step2_length(unit, data, diffusion, chosen["selected"], gone)
     settings = _with_length(unit.settings, "classifier", length)
     every = length.look_every * settings.classifier.optimizer.batch_size / len(data.indices("train"))
@@ -82,7 +83,7 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     seconds = gone + spent(directory)
     model, counted = predictor.model, step1["parameters"]
     trained = counted + parameters(model.subnet, model.head)["parameters"]
-    read = 0 if model.reader is None else model.reader.weight.numel() + parameters(model.reader)["parameters"]
+    read = parameters(model.readers)["parameters"] + sum(cast(Reader, r).weight.numel() for r in model.readers.values())
     return {
         "seconds": step1["seconds"] + seconds, "seconds_step1": step1["seconds"],
         "steps": step1["steps"] + result.step, "fewest": min(step1["steps"], result.step),
