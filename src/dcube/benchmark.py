@@ -32,7 +32,7 @@ from dcube.training.state import load_weights
 DEFAULT_BUDGET = "3min"
 ALIKE = (  # unless asked for
     "runtime.compile=never",  # few of the networks say which of their parts can be compiled
-    "classifier.second_reader=0",  # any system may have one: NAME+cnn_probe
+    "classifier.second_reader=0", "classifier.covariance_readers=[]",  # any system may have one: NAME+cnn_probe
 )
 LIST_CLASSES, LIST_CHANNELS = 3, 1  # of the systems that `--list` counts the parameters of
 TABLE1 = ("radio_full", "radio_lora", "radio_linear", "medclip_linear", "dcube")
@@ -146,14 +146,14 @@ def check_models_of(models: Sequence[str], terms: Terms) -> tuple[str, ...]:
     if ("dcube_long" in found) != (terms.long is not None):
         raise InputError("dcube_long and --long go together: --models dcube,dcube_long --long 20min.")
     for name in filter(parts_of, found):
-        if len(parts_of(name)) > 2 or not {*parts_of(name)} <= {*found}:
-            raise InputError(f"{name} joins two systems by their answers; name each of them in --models too.")
+        if not {*parts_of(name)} <= {*found}:
+            raise InputError(f"{name} joins systems by their answers; name each of them in --models too.")
     networks = [name for name in found if is_system(name)]
     if strange := [name for name, _ in terms.weights if name and name not in networks]:
         listed = ", ".join(networks) or "none"
         raise InputError(
             f"--weights names {strange[0]}, which is not among the networks here ({listed}); the CNN of D-Cube, knn"
-            " and cnn_probe takes its own by --set classifier.cnn_weights=FILE."
+            " and probes takes its own by --set classifier.cnn_weights=FILE."
         )
     if not {*CNN_FLOORS, *OURS}.isdisjoint(found):
         check_models(terms.settings)

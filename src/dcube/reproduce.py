@@ -23,7 +23,8 @@ from dcube.stages import check_models
 STEP1_BUDGET = (
     "diffusion.image_size=32", "diffusion.optimizer.steps=300",
     "classifier.cnn_size=96", "classifier.optimizer.steps=150", "classifier.optimizer.batch_size=16",
-    "classifier.second_reader=0", "diffusion.sample_every=1000000", "runtime.threads=1",
+    "classifier.second_reader=0", "classifier.covariance_readers=[]",  # they are asked for beside
+    "diffusion.sample_every=1000000", "runtime.threads=1",
 )  # fmt: skip
 
 

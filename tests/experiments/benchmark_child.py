@@ -13,7 +13,10 @@ from dcube.training.budget import Budget
 from tiny import tiny_experiment
 
 SIZE = 32
-MODELS = ("test_resnet", "dcube", "feature_probe", "diffusion_classifier", "majority", "knn", "test_resnet+knn")
+MODELS = (
+    "test_resnet", "dcube", "feature_probe", "diffusion_classifier", "majority", "knn", "test_resnet+knn",
+    "step1_covariances", "cnn_covariances", "test_resnet+knn+cnn_covariances",
+)  # fmt: skip
 
 
 def terms_of(**changes: Any) -> Terms:

@@ -15,8 +15,8 @@ from tiny import tiny_experiment
 
 PER_CLASS, CLASSES = 112, 3
 FAST = {
-    *("test_resnet", "test_vit", "dcube", "diffusion_classifier", "feature_probe"),
-    *("statistics", "pixels", "knn", "cnn_probe"),
+    *("test_resnet", "test_vit", "dcube", "diffusion_classifier", "feature_probe", "step1_covariances"),
+    *("statistics", "pixels", "knn", "cnn_probe", "cnn_covariances"),
 }
 SLOW = {  # of the registry the smallest of each family
     *("resnet18", "efficientnet_lite0", "shufflenet_v2", "vit_ti16", "t2t_vit_7", "mit_b0", "pvt_v2_b0", "pvt_tiny"),

@@ -9,16 +9,16 @@ from dcube.baselines.registry import REGISTRY
 from dcube.benchmark import check_models_of, make_terms
 from dcube.classifier.batches import cache_pays
 from dcube.errors import InputError
-from dcube.experiments.benchmark.field import MOST_TRIES, configurations, names, title
+from dcube.experiments.benchmark.field import FLOORS, MOST_TRIES, configurations, names, title
 from dcube.experiments.benchmark.systems import budget_of
 from dcube.experiments.benchmark.terms import Unit
 from dcube.settings import override
 from dcube.training.budget import Budget
 
 
-@pytest.mark.parametrize("models", ["dcube+knn", "dcube,knn,majority,dcube+knn+majority", "dcube,dcube+"])
+@pytest.mark.parametrize("models", ["dcube+knn", "dcube,knn,dcube+knn+majority", "dcube,dcube+"])
 def test_what_cannot_be_joined(models: str) -> None:
-    with pytest.raises(InputError, match="joins two systems by their answers; name each of them in --models too"):
+    with pytest.raises(InputError, match="joins systems by their answers; name each of them in --models too"):
         check_models_of(models.split(","), terms_of())
 
 
@@ -27,7 +27,8 @@ def test_the_recipe_s_own_extras_are_not_for_d_cube_alone() -> None:
     terms = make_terms(size=48, budget="3min")
     assert {terms.settings.diffusion.image_size, terms.settings.classifier.cnn_size} == {48}
     assert terms.settings.diffusion.align.size == 48 and terms.settings.diffusion.align.weight > 0
-    assert terms.settings.classifier.second_reader == 0 and terms.settings.runtime.compile == "never"
+    assert terms.settings.classifier.second_reader == 0 and not terms.settings.classifier.covariance_readers
+    assert terms.settings.runtime.compile == "never"
     assert make_terms(overrides=["classifier.second_reader=16"]).settings.classifier.second_reader == 16
     with pytest.raises(InputError, match="give --size, not diffusion.align.size"):
         make_terms(overrides=["diffusion.align.size=128"], size=48)
@@ -60,7 +61,7 @@ def test_every_name_has_a_title_and_as_many_configurations(model: str) -> None:
     settings = terms_of().settings
     found = configurations(model, settings, "equal", MOST_TRIES)
     assert title(model) and len({c.text for c in found}) == len(found)
-    assert len(found) == (1 if model in ("majority", "statistics", "pixels", "knn", "cnn_probe") else MOST_TRIES)
+    assert len(found) == (1 if model in FLOORS else MOST_TRIES)
     assert len(configurations(model, settings, "paper", MOST_TRIES)) == 1
 
 

@@ -5,9 +5,12 @@ from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
 
+from dcube.classifier.reader import Reader, WholeMaps, reader_features
+from dcube.config import ClassifierConfig
 from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import linear_probe, spread
 from dcube.evaluation.metrics import Floats, Ints, macro_f1
+from dcube.features.covariance import evened
 from dcube.features.frozen import FrozenFeatures, flat_features
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)
@@ -30,6 +33,17 @@ def feature_probe(
     return linear_probe(
         joined[0], data.labels[train], np.array(data.groups)[train], joined[1], classes=len(data.classes), seed=seed
     )
+
+
+def reader_probe(
+    reader: Reader, data: ImageData, rows: np.ndarray, config: ClassifierConfig, whole: WholeMaps | None, seed: int
+) -> Floats:
+    """Probabilities [n, K] for `rows` of a linear probe on what a reader sees, fitted on the training split."""
+    train = data.indices("train")
+    seen, asked = (reader_features(reader, data, part, config, whole) for part in (train, rows))
+    scale = evened(seen, reader.widths)
+    labels, groups = data.labels[train], np.array(data.groups)[train]
+    return linear_probe(seen * scale, labels, groups, asked * scale, classes=len(data.classes), seed=seed)
 
 
 def nearest_neighbours(

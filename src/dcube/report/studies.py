@@ -1,6 +1,7 @@
 """Figures of studies and benchmarks over several data sets."""
 
 from collections.abc import Mapping
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy as np
 from dcube.report.figures import ACCENT, INK, MUTED, RULE, SECOND, svg_text
 
 WIDTH_OF_A_LETTER = 0.08  # inches
+LABEL = 64  # letters in a line
 
 
 def differences_figure(summary: Mapping[str, Any]) -> str:
@@ -107,7 +109,9 @@ def field_figure(sets: Mapping[str, Any], metric: str = "macro_f1") -> str:
             panel.set_title(f"{name} ({sets[name]['split']})")
             panel.set_xlabel(metric.replace("macro_f1", "macro-F1").replace("_", " "))
             panel.grid(axis="x", color=RULE, linewidth=0.6)
-        panels[0].set_yticks(np.arange(len(labels)), labels)
+        panels[0].set_yticks(np.arange(len(labels)), told)
         panels[0].invert_yaxis()
 
-    return svg_text(draw, 2.8 + 2.6 * len(rows), 0.9 + 0.26 * max(1, len(labels)))
+    told = ["\n".join(wrap(label, LABEL)) for label in labels]
+    lines = 1 + max((label.count("\n") for label in told), default=0)
+    return svg_text(draw, 2.8 + 2.6 * len(rows), 0.9 + (0.1 + 0.16 * lines) * max(1, len(labels)))

@@ -38,6 +38,7 @@ OTHERS = {
     "dcube_long": DCUBE,
     "diffusion_classifier": Contestant(ours.train_use, ours.predict_draws),
     "feature_probe": Contestant(ours.train_use, ours.predict_probe),
+    "step1_covariances": Contestant(ours.train_use, ours.predict_covariances),
     **dict.fromkeys(FLOORS, FLOOR),
 }
 

@@ -11,18 +11,21 @@ FLOORS = {
     "pixels": ("logistic regression on 32x32 pixels", "floor"),
     "knn": ("nearest neighbours on the CNN's features", "floor"),
     "cnn_probe": ("linear probe of the CNN's middle map", "floor"),
+    "cnn_covariances": ("linear probe of the CNN's covariances", "floor"),
 }
-CNN_FLOORS = ("knn", "cnn_probe")  # on the recipe's CNN as it comes
+CNN_FLOORS = ("knn", "cnn_probe", "cnn_covariances")  # on the recipe's CNN as it comes
 OURS = {
     "dcube": ("D-Cube", "Jang et al., ICDM 2024"),
     "dcube_long": ("D-Cube, longer step 1", "Jang et al., ICDM 2024"),
     "diffusion_classifier": ("diffusion classifier on D-Cube's step 1", "Li et al., ICCV 2023"),
     "feature_probe": ("linear probe on D-Cube's features", "Jang et al., ICDM 2024"),
+    "step1_covariances": ("linear probe of step 1's covariances", "ours"),
 }
 STEP1 = {  # which step 1 they use; it is trained once per data set and seed
-    "dcube": "step1", "diffusion_classifier": "step1", "feature_probe": "step1", "dcube_long": "step1_long",
+    "dcube": "step1", "diffusion_classifier": "step1", "feature_probe": "step1", "step1_covariances": "step1",
+    "dcube_long": "step1_long",
 }  # fmt: skip
-AND = "+"  # between two systems whose answers are joined, as in "dcube+cnn_probe"
+AND = "+"  # between systems whose answers are joined, as in "dcube+cnn_probe"
 MOST_TRIES = 2  # configurations that are declared for every system
 
 
@@ -39,8 +42,8 @@ class Configuration:
 
 def title(model: str) -> str:
     """What the table calls a system."""
-    if pair := parts_of(model):
-        return f"{title(pair[0])} and {title(pair[1])}"
+    if parts := parts_of(model):
+        return " and ".join(map(title, parts))
     own = FLOORS.get(model) or OURS.get(model)
     return own[0] if own else baseline(model).title
 
@@ -51,7 +54,7 @@ def is_system(model: str) -> bool:
 
 
 def parts_of(model: str) -> tuple[str, ...]:
-    """The two systems that a name joins; none where it is one system."""
+    """The systems that a name joins; none where it is one system."""
     parts = tuple(part.strip() for part in model.split(AND))
     return parts if len(parts) > 1 else ()
 
@@ -76,6 +79,9 @@ def _ours(model: str, settings: Experiment) -> tuple[Configuration, ...]:
     """
     if model == "diffusion_classifier":
         return Configuration("10 draws", draws=10), Configuration("4 draws", draws=4)
+    if model == "step1_covariances":
+        other = f"features.eval_timesteps=[{settings.features.timestep}]"  # the earliest of them counts
+        return Configuration("recipe"), Configuration(other.removeprefix("features."), (other,))
     if model == "feature_probe":
         one = f"features.eval_timesteps=[{settings.features.timestep}]"
         return Configuration("recipe"), Configuration(one.removeprefix("features."), (one,))

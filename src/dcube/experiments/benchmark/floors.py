@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dcube.baselines.probes import nearest_neighbours
+from dcube.baselines.probes import nearest_neighbours, reader_probe
+from dcube.classifier.reader import CnnCovariances
 from dcube.data.dataset import ImageData
 from dcube.evaluation.floors import floors
 from dcube.evaluation.linear import linear_probe
@@ -39,6 +40,10 @@ def predict(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, 
         network = _network(unit)
         maps = [level_features(network, data, part, size, LEVEL) for part in (train_rows, rows)]
         return linear_probe(maps[0], labels, groups, maps[1], **shape), None
+    if unit.model == "cnn_covariances":
+        config = unit.settings.classifier.model_copy(update={"cnn_size": size})
+        torch.manual_seed(key(unit.seed, unit.model, "weights"))
+        return reader_probe(CnnCovariances(config, len(data.classes)), data, rows, config, None, unit.seed), None
     seen, asked = (data.images(part, size).numpy() for part in (train_rows, rows))
     return floors(seen, labels, groups, asked, names=(unit.model,), **shape)[unit.model], None
 

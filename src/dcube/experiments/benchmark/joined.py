@@ -1,4 +1,4 @@
-"""Cells of two systems whose answers are joined: nothing is trained, and nothing is tuned."""
+"""Cells of systems whose answers are joined: nothing is trained, and nothing is tuned."""
 
 from typing import Any
 
@@ -28,6 +28,6 @@ def train(unit: Unit, data: ImageData) -> dict[str, Any]:
 def predict(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
     """The normalised geometric mean of what the parts said of a whole split, [n, K]; milliseconds where both have."""
     [split] = set(data.splits[rows].tolist())
-    first, second = (torch.from_numpy(part.read(split)) for part in unit.parts)
+    first, *others = (torch.from_numpy(part.read(split)) for part in unit.parts)
     times = [read_json(part.result)["milliseconds"] for part in unit.parts]
-    return joined(first, second.log()).numpy(), None if None in times else float(sum(times))
+    return joined(first, *(other.log() for other in others)).numpy(), None if None in times else float(sum(times))

@@ -10,10 +10,10 @@ from typing import Any, cast
 import numpy as np
 
 from dcube.baselines.diffusion_classifier import diffusion_classifier
-from dcube.baselines.probes import feature_probe
+from dcube.baselines.probes import feature_probe, reader_probe
 from dcube.classifier.batches import cache_pays
 from dcube.classifier.model import CHUNK, load_predictor, predict_rows, predictor_dtype
-from dcube.classifier.reader import Reader, make_readers
+from dcube.classifier.reader import Reader, Step1Covariances, WholeMaps, make_readers
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -128,6 +128,14 @@ def predict_probe(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.nda
     blocks = _select(unit, data, diffusion)["selected"]
     frozen = FrozenFeatures(diffusion, blocks, settings.features.input, PROBE_RASTER)
     return feature_probe(frozen, data, rows, settings.features.prediction_timesteps, unit.seed), None
+
+
+def predict_covariances(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
+    """Probabilities of the linear probe of all blocks' covariances, fitted anew."""
+    diffusion, settings = _step1(unit), unit.settings
+    whole = WholeMaps(diffusion, settings.features)
+    reader = Step1Covariances(whole.channels, len(data.classes)).to(diffusion.device)
+    return reader_probe(reader, data, rows, settings.classifier, whole, unit.seed), None
 
 
 def _step1(unit: Unit) -> Diffusion:
