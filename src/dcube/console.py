@@ -134,7 +134,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
     for (model, block), row in best.items():
         star = "*" if (row.get("over_untrained") or {}).get("low", 0) > 0 else " "
         at = "" if row["timestep"] is None else f"t = {row['timestep']}"
-        print(f"{model:14} {block:24} {at:8} {_interval(row['macro_f1'])} {star}")
+        print(f"{model:15} {block:24} {at:8} {_interval(row['macro_f1'])} {star}")
     if found := result.get("gaussianity"):
         spearman = "n/a" if found["spearman"] is None else f"{found['spearman']:+.2f}"
         print(f"rank correlation of the test's D with the probe: {spearman}")

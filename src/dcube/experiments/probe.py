@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from dcube.classifier.reader import CnnCovariances, Reader, Step1Covariances, WholeMaps, reader_features
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion, untrained
 from dcube.evaluation.intervals import evaluate_predictions, paired_difference
 from dcube.evaluation.linear import linear_probe
+from dcube.features.covariance import evened
 from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.files import write_json, write_text
@@ -32,23 +34,23 @@ def probe(
 
     A probe is PCA (256) and balanced logistic regression on the block's map, fitted on the training split with C
     tuned inside it, and measured on `split`. Models: `trained`, `untrained` (the same network as the seed initialises
-    it), `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`. Each row: model, block,
-    timestep, macro_f1 and accuracy with intervals; for the trained network also the paired differences of macro-F1
-    `over_untrained` (the untrained network at the same block and timestep), `over_pixels` and `over_cnn`. With the
-    run's `selection`, the result also says whether less Gaussian blocks have better features (`gaussianity`). Returns
-    what probe.json holds.
+    it), `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`; of both networks also the
+    covariances of all blocks together (block `covariances`), and of the CNN (`cnn_covariances`). Each row: model,
+    block, timestep, macro_f1 and accuracy with intervals; for the trained network also the paired differences of
+    macro-F1 `over_untrained` (the untrained network at the same block and timestep), `over_pixels` and `over_cnn`. With
+    the run's `selection`, the result also says whether less Gaussian blocks have better features (`gaussianity`).
+    Returns what probe.json holds.
     """
-    train, asked = data.indices("train"), data.indices(split)
-    both, groups = np.concatenate([train, asked]), np.array(data.groups)
+    train, asked, groups = data.indices("train"), data.indices(split), np.array(data.groups)
     labels = data.labels[asked]
     how = settings.classifier
     network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).to(pick_device(settings.runtime.device))
-    cnn = cnn_features(network, data, both, how.cnn_size)
+    cnn = cnn_features(network, data, np.concatenate([train, asked]), how.cnn_size)
     held: dict[tuple[str, str, int | None], np.ndarray] = {}
     rows: list[dict[str, Any]] = []
-    total = 2 + 4 * len(diffusion.model.blocks) * len(timesteps)
+    total = 5 + 4 * len(diffusion.model.blocks) * len(timesteps)
     with progress("probe", total) as advance:
-        for model, block, t, features in _all_features(data, settings, diffusion, timesteps, both, cnn):
+        for model, block, t, features in _all_features(data, settings, diffusion, timesteps, train, asked, cnn):
             probabilities = linear_probe(
                 features[: len(train)], data.labels[train], groups[train], features[len(train) :],
                 classes=len(data.classes), seed=settings.seed,
@@ -93,23 +95,36 @@ def gaussianity_agreement(selection: dict[str, Any], rows: list[dict[str, Any]])
 
 
 def _all_features(
-    data: ImageData, settings: Experiment, diffusion: Diffusion, timesteps: tuple[int, ...], rows: np.ndarray,
-    cnn: np.ndarray,
+    data: ImageData, settings: Experiment, diffusion: Diffusion, timesteps: tuple[int, ...], train: np.ndarray,
+    asked: np.ndarray, cnn: np.ndarray,
 ) -> Iterator[Named]:  # fmt: skip
-    """The untrained network comes before the trained one, so that each can be compared with its twin."""
+    """Of the training images, then of those that are asked about. The untrained network comes before the trained one,
+    so that each can be compared with its twin.
+    """
+    how, rows = settings.classifier, np.concatenate([train, asked])
+
+    def covariances(reader: Reader, whole: WholeMaps | None) -> np.ndarray:
+        features = reader_features(reader.to(diffusion.device), data, rows, how, whole)
+        found: np.ndarray = features * evened(features[: len(train)], reader.widths)
+        return found
+
     yield "pixels", f"{PIXELS}x{PIXELS}", None, data.images(rows, PIXELS).flatten(1).numpy()
-    yield "cnn", settings.classifier.cnn, None, cnn
+    yield "cnn", how.cnn, None, cnn
+    yield "cnn_covariances", how.cnn, None, covariances(CnnCovariances(how, len(data.classes)), None)
     scaled = cnn / (cnn.std() + 1e-8)
     begun = untrained(diffusion.config, diffusion.channels, diffusion.classes, settings.seed, diffusion.device)
     for model, network in (("untrained", begun), ("trained", diffusion)):
         for index, block in enumerate(network.model.blocks):
             for t in timesteps:
-                frozen = FrozenFeatures(network, [index], settings.features.input, settings.classifier.grid)
+                frozen = FrozenFeatures(network, [index], settings.features.input, how.grid)
                 [features] = flat_features(frozen, data, rows, [t])
                 yield model, block, t, features
                 # both at unit variance in sum, so that the PCA does not see the larger one alone
                 weight = np.sqrt(scaled.var(0).sum() / (features.var(0).sum() + 1e-12))
                 yield f"{model}+cnn", block, t, np.concatenate([features * weight, scaled], axis=1)
+        whole = WholeMaps(network, settings.features.model_copy(update={"eval_timesteps": timesteps}))
+        reader = Step1Covariances(whole.channels, len(data.classes))
+        yield model, "covariances", whole.timestep, covariances(reader, whole)
 
 
 def _others(
