@@ -1,5 +1,5 @@
-"""Write the figures of docs/step1.md from results/step1/step1.json and trials.csv, and from results/step1-scratch/:
-no number there is typed by hand.
+"""Write the figures of docs/step1.md from results/step1/step1.json and trials.csv, and from the studies beside it: no
+number there is typed by hand.
 
     python docs/step1_table.py            rewrite them
     python docs/step1_table.py --check    exit 1 where they are out of date
@@ -10,17 +10,32 @@ import json
 import sys
 from pathlib import Path
 
-from dcube.experiments.step1_summary import markdown
+from dcube.experiments.step1 import SYSTEMS, TRAINED, UNTRAINED
+from dcube.experiments.step1_cell import MIDDLE, TEXTURES
+from dcube.experiments.step1_summary import ALL, PROBE, SEEN, TWO, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
-SCRATCH = ROOT / "results" / "step1-scratch"
+SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-long"
+LONG_CNN = ROOT / "results" / "step1-long-cnn"
+KEPT = (  # systems of the short tables: what is read by what, and the four pipelines with and without readers
+    *(PROBE + what for what in ("pixels", UNTRAINED, TRAINED)),
+    *(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED)),
+    PROBE + MIDDLE, PROBE + "cnn" + TEXTURES,
+    *(system + joined for joined in ("", SEEN, TWO, ALL) for system in SYSTEMS),
+)  # fmt: skip
 Trial = dict[str, str]
 
 
-def study(results: Path) -> str:
-    """The tables of the study."""
+def study(results: Path, short: bool = False) -> str:
+    """The tables of the study; `short`: without the probes joined with the CNN's, and what was promised inside."""
     held = json.loads((results / "step1.json").read_text(encoding="utf-8"))
+    if short:
+        for parts in held["results"].values():
+            for part in parts.values():
+                part["macro_f1"] = {name: part["macro_f1"][name] for name in KEPT if name in part["macro_f1"]}
+                part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*KEPT}]
+                part["inside"] = {}
     parts = [part for shares in held["results"].values() for part in shares.values()]
     seeds = ", ".join(map(str, sorted({seed for part in parts for seed in part["seeds"]})))
     head = f"{parts[0]['folds']} folds by group, seeds {seeds}; bold where the interval excludes 0."
@@ -49,7 +64,11 @@ def figure(row: Trial) -> str:
 
 def fresh(text: str) -> str:
     """The page with all blocks made anew."""
-    for name, made in {"study": study(RESULTS), "scratch": study(SCRATCH), "trials": trials(RESULTS)}.items():
+    made_of = {
+        "study": study(RESULTS), "scratch": study(SCRATCH), "long": study(LONG, short=True),
+        "long with ImageNet": study(LONG_CNN, short=True), "trials": trials(RESULTS),
+    }  # fmt: skip
+    for name, made in made_of.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
         before, rest = text.split(begin)
         text = f"{before}{begin}\n{made}\n{end}{rest.split(end)[1]}"

@@ -93,15 +93,25 @@ def test_bad_settings_name_the_fault_in_one_sentence(recipe: str, override: str 
     assert "\n" not in str(caught.value)
 
 
-def test_a_window_that_is_not_used_is_not_written() -> None:
-    """Folders made before there was one are compared by what their settings were written as."""
-    without, with_one = load_experiment("small"), load_experiment("small", ["data.window=[-600, 1500]"])
-    assert "window" not in without.model_dump(mode="json")["data"] and without.data.window is None
-    assert with_one.model_dump(mode="json")["data"]["window"] == [-600, 1500]
-    assert Experiment.model_validate(with_one.model_dump(mode="json")) == with_one
-    assert Experiment.model_validate(without.model_dump(mode="json")) == without
-    assert changed_settings(with_one, without) == ["data.window: [-600.0, 1500.0] -> None"]
-    assert changed_settings(without, with_one) == ["data.window: None -> [-600.0, 1500.0]"]
+@pytest.mark.parametrize(
+    ("name", "none", "value", "words"),
+    [
+        ("data.window", "null", [-600.0, 1500.0], ("None", "[-600.0, 1500.0]")),
+        ("classifier.covariance_readers", "[]", ["cnn"], ("None", "['cnn']")),
+    ],
+)
+def test_what_older_runs_know_nothing_of_is_not_written_where_it_is_not_used(
+    name: str, none: str, value: list[object], words: tuple[str, str]
+) -> None:
+    """Folders made before there was such a setting are compared by what their settings were written as."""
+    section, key = name.split(".")
+    without, with_one = (load_experiment("small", [f"{name}={given}"]) for given in (none, value))
+    assert key not in without.model_dump(mode="json")[section]
+    assert with_one.model_dump(mode="json")[section][key] == value
+    for settings in (with_one, without):
+        assert Experiment.model_validate(settings.model_dump(mode="json")) == settings
+    assert changed_settings(with_one, without) == [f"{name}: {words[1]} -> {words[0]}"]
+    assert changed_settings(without, with_one) == [f"{name}: {words[0]} -> {words[1]}"]
 
 
 def test_recipe_files_with_an_empty_section_or_in_another_encoding(tmp_path) -> None:

@@ -215,6 +215,13 @@ class ClassifierConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(epochs=50)
     validate_every: Positive = 1.0  # epochs
 
+    @model_serializer(mode="wrap")
+    def _without_no_covariances(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As a window that is not used."""
+        found: dict[str, Any] = plain(self)
+        lacking = () if self.covariance_readers else ("covariance_readers",)
+        return {name: value for name, value in found.items() if name not in lacking}
+
 
 class EvaluationConfig(Section):
     """Figures and their intervals."""

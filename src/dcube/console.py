@@ -107,13 +107,15 @@ def print_result(run: Path, split: str = "test") -> None:
 def result_table(metrics: dict[str, Any]) -> str:
     """metrics.json as lines: D-Cube first, then each floor."""
     level = round(100 * metrics.get("bootstrap", {}).get("level", 0.95))
+    rows = {"D-Cube": metrics, **metrics.get("floors", {})}
+    width = max(14, *map(len, rows))
     lines = [
         f"{metrics['split']} split: {metrics['n']} images, {metrics['groups']} groups; {level} % intervals over groups",
-        f"{'':14} {'macro-F1':24} {'accuracy':24}",
+        f"{'':{width}} {'macro-F1':24} {'accuracy':24}",
     ]
-    for name, row in {"D-Cube": metrics, **metrics.get("floors", {})}.items():
+    for name, row in rows.items():
         figures = (_interval(row[key]) for key in ("macro_f1", "accuracy"))
-        lines.append(f"{name:14} " + " ".join(f"{figure:24}" for figure in figures).rstrip())
+        lines.append(f"{name:{width}} " + " ".join(f"{figure:24}" for figure in figures).rstrip())
     return "\n".join(lines)
 
 

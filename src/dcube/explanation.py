@@ -1,7 +1,7 @@
 """Where an answer comes from: parts of the image are hidden, and what is said then is compared.
 
 Occlusion (Zeiler and Fergus, ECCV 2014) asks nothing but answers, so it holds for all that gives them: diffusion model,
-CNN and second reader together.
+CNN and readers together.
 """
 
 import sys

@@ -1,5 +1,6 @@
 """The study of step 1: honest folds, results kept, figures pooled as they say."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,21 @@ def test_a_repeated_study_does_nothing_again(data: ImageData, done: tuple[Path, 
     assert before == {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
 
+def test_where_only_answers_are_left_nothing_is_trained_for_a_new_question(
+    data: ImageData, done: tuple[Path, list[Unit]], tmp_path: Path
+) -> None:
+    """As after unpacking what was published by a version that did not ask for covariances."""
+    out = shutil.copytree(done[0], tmp_path / "published")
+    for part in [*out.rglob("step1"), *out.rglob("model.safetensors")]:
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    for file in out.rglob(f"*{TEXTURES}.json"):
+        file.unlink()
+    before = {p: p.stat().st_mtime_ns for p in out.rglob("*.json")}
+    found = read_cell(cell_of(run(data, out)[0]))
+    assert not list(out.rglob("step1")) and all(p.stat().st_mtime_ns == then for p, then in before.items())
+    assert "D-Cube" in found and PROBE + TRAINED + TEXTURES not in found
+
+
 def test_the_summary_pools_out_of_fold_predictions(done: tuple[Path, list[Unit]]) -> None:
     _, units = done
     repeats, labels, _ = pooled(units, read_cell)
@@ -129,9 +145,14 @@ def test_the_test_split_comes_last_and_alone(tmp_path: Path, monkeypatch: pytest
             assert train == set(np.flatnonzero(~given))
 
 
-def test_the_test_split_has_a_table_of_its_own(tmp_path: Path) -> None:
+def test_the_test_split_has_a_table_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(tmp_path / "store", counts=(18, 16, 15), given=True)
     units = run(data, tmp_path / "out", test=True, relatives=False)
+    worked: list[Unit] = []
+    with monkeypatch.context() as patch:
+        patch.setattr("dcube.experiments.step1.run_unit", worked.append)
+        assert [str(unit) for unit in run(data, tmp_path / "out", relatives=False)] == [str(unit) for unit in units]
+    assert worked and all(unit.fold is not None for unit in worked)  # no further look without being asked
     summary = summarise(units, bootstrap=100)
     parts = summary["tiny"]
     assert list(parts) == ["whole", "whole, test"] and parts["whole, test"]["n"] == 3

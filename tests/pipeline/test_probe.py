@@ -34,7 +34,8 @@ def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
     rows = list(csv.DictReader((run / "probe" / "probe.csv").open()))
     blocks = ["down1", "down2", "mid", "up2", "up1"]
     assert len(rows) == 5 + 4 * len(blocks) * 2
-    assert [row["block"] for row in rows if row["model"] == "trained" and row["timestep"] == "3"] == [*blocks, "covariances"]
+    trained = [row["block"] for row in rows if row["model"] == "trained" and row["timestep"] == "3"]
+    assert trained == [*blocks, "covariances"]
     macro = {(row["model"], row["block"], row["timestep"]): float(row["macro_f1"]) for row in rows}
     [pixels], [cnn] = ([macro[place] for place in macro if place[0] == model] for model in ("pixels", "cnn"))
     for row in rows:

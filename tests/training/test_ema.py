@@ -41,3 +41,13 @@ def test_buffers_are_copied_and_nothing_is_trained() -> None:
     assert ema.model[1].num_batches_tracked == 3
     assert not ema.model.training and model.training
     assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_what_is_not_trained_is_shared() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    ema = EMA(model, 0.99)
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    ema.update(model, 100)
+    assert ema.model[1].weight is model[1].weight and ema.model[0].weight is not model[0].weight
+    assert not torch.equal(ema.model[0].weight, model[0].weight)

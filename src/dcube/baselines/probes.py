@@ -4,13 +4,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
-from dcube.classifier.reader import Reader, WholeMaps, reader_features
+from dcube.classifier.reader import Reader, WholeMaps, fit_reader, fitted_rows, read
 from dcube.config import ClassifierConfig
 from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import linear_probe, spread
 from dcube.evaluation.metrics import Floats, Ints, macro_f1
-from dcube.features.covariance import evened
 from dcube.features.frozen import FrozenFeatures, flat_features
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)
@@ -38,12 +38,9 @@ def feature_probe(
 def reader_probe(
     reader: Reader, data: ImageData, rows: np.ndarray, config: ClassifierConfig, whole: WholeMaps | None, seed: int
 ) -> Floats:
-    """Probabilities [n, K] for `rows` of a linear probe on what a reader sees, fitted on the training split."""
-    train = data.indices("train")
-    seen, asked = (reader_features(reader, data, part, config, whole) for part in (train, rows))
-    scale = evened(seen, reader.widths)
-    labels, groups = data.labels[train], np.array(data.groups)[train]
-    return linear_probe(seen * scale, labels, groups, asked * scale, classes=len(data.classes), seed=seed)
+    """Probabilities [n, K] for `rows` of a reader alone, fitted on the training split here."""
+    fit_reader(reader, data, fitted_rows(reader, data, seed), config, whole, seed)
+    return read(nn.ModuleDict({"alone": reader}), data, rows, config, whole)["alone"]
 
 
 def nearest_neighbours(

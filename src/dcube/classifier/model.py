@@ -1,7 +1,8 @@
 """The classifier: sub-feature CNN and fusion head over the frozen diffusion features."""
 
+import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,11 @@ class DCubeClassifier(nn.Module):
             blocks, self.subnet.width, num_classes, config.grid, config.width, config.dropout
         )
         self.readers = build_readers(config, num_classes, whole, weights)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Runs made when there was one reader have it under `reader`."""
+        today = {re.sub(r"^reader\.", f"readers.{SECOND}.", name): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(today, strict, assign)
 
     def forward(self, images: torch.Tensor, maps: list[torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = self.head(self.subnet(images), maps)
@@ -132,11 +138,6 @@ def load_predictor(path: Path, diffusion: Diffusion, device: torch.device | str 
     model = DCubeClassifier(
         config, len(metadata["classes"]), [s[0] for s in frozen.shapes], "none", whole.channels if whole else ()
     )
-    model.load_state_dict({_named_today(name): tensor for name, tensor in tensors.items()})
+    model.load_state_dict(tensors)
     model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Predictor(model, frozen, config, features, metadata["classes"], metadata, whole)
-
-
-def _named_today(name: str) -> str:
-    """Runs made when there was one reader have it under `reader`."""
-    return name.replace("reader.", f"readers.{SECOND}.", 1) if name.startswith("reader.") else name

@@ -178,10 +178,10 @@ def make_readers(
     whole = whole_maps(diffusion, config, experiment.features, dtype)
     torch.manual_seed(key(experiment.seed, "reader", "weights"))
     readers = build_readers(config, len(data.classes), whole.channels if whole else ()).to(diffusion.device)
-    shuffled = numpy_rng(experiment.seed, "reader").permutation(data.indices("train"))
+    (directory / "reader.safetensors").unlink(missing_ok=True)  # its name when there was one
     for name, reader in readers.items():
         assert isinstance(reader, Reader)
-        rows = shuffled[: min(IMAGES, max(1, VALUES // reader.weight.shape[1]))]
+        rows = fitted_rows(reader, data, experiment.seed)
         of: list[Any] = [name, config.cnn, config.cnn_weights, config.cnn_size, config.second_reader, experiment.seed]
         if name == STEP1 and whole is not None:
             of += [whole.frozen.name(), whole.timestep]
@@ -193,12 +193,18 @@ def make_readers(
                 told[name] = about
                 continue
         begin = time.monotonic()
-        inside = fit_reader(reader, data, rows, config, whole, experiment.seed)
+        inside = fit_reader(reader, data, rows, config, whole if name == STEP1 else None, experiment.seed)
         about = {"inputs": inputs, "images": len(rows), "inside": None if math.isnan(inside) else inside}
         told[name] = about | {"seconds": time.monotonic() - begin}
         directory.mkdir(parents=True, exist_ok=True)
         save_weights(file, reader, told[name])
     return readers, told
+
+
+def fitted_rows(reader: Reader, data: ImageData, seed: int) -> np.ndarray:
+    """Training images that a reader is fitted on, in random order."""
+    shuffled = numpy_rng(seed, "reader").permutation(data.indices("train"))
+    return shuffled[: min(IMAGES, max(1, VALUES // reader.weight.shape[1]))]
 
 
 @torch.inference_mode()

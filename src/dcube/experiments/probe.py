@@ -1,5 +1,6 @@
 """How good each block's features are (linear probes), beside pixels, an untrained network and the pretrained CNN."""
 
+import contextlib
 import csv
 import io
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dcube.classifier.reader import CnnCovariances, Reader, Step1Covariances, Wh
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion, untrained
+from dcube.errors import InputError
 from dcube.evaluation.intervals import evaluate_predictions, paired_difference
 from dcube.evaluation.linear import linear_probe
 from dcube.features.covariance import evened
@@ -110,7 +112,8 @@ def _all_features(
 
     yield "pixels", f"{PIXELS}x{PIXELS}", None, data.images(rows, PIXELS).flatten(1).numpy()
     yield "cnn", how.cnn, None, cnn
-    yield "cnn_covariances", how.cnn, None, covariances(CnnCovariances(how, len(data.classes)), None)
+    with contextlib.suppress(InputError):  # a CNN without such maps
+        yield "cnn_covariances", how.cnn, None, covariances(CnnCovariances(how, len(data.classes)), None)
     scaled = cnn / (cnn.std() + 1e-8)
     begun = untrained(diffusion.config, diffusion.channels, diffusion.classes, settings.seed, diffusion.device)
     for model, network in (("untrained", begun), ("trained", diffusion)):

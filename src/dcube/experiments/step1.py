@@ -107,14 +107,12 @@ def study(
         raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
     shares = (False, True) if quarter else (False,)
     last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
-    if not test:
-        last = [unit for unit in last if unit.is_done]
-    for unit in (*whole, *scarce, *last):
+    for unit in (*whole, *scarce, *(last if test else ())):
         cell_of(unit)  # too few groups for such parts are found before hours of work
-    for units in ([*whole, *others, *scarce], last):  # nothing of a test split before all folds are done
+    for units in ([*whole, *others, *scarce], last if test else []):  # no test split before all folds are done
         if units:
             run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
-    return [*whole, *scarce, *last]
+    return [*whole, *scarce, *(unit for unit in last if test or unit.is_done)]
 
 
 def run_unit(unit: Unit) -> None:

@@ -159,7 +159,9 @@ class Arm:
         return found
 
     def textures(self) -> None:
-        """The probe of the log-covariances of all blocks."""
+        """The probe of the log-covariances of all blocks; none where only the answers of a trained step 1 are left."""
+        if self.trained and not (self.cell.directory / "step1" / self.name / "done.json").is_file():
+            return
 
         def make() -> tuple[Reader, WholeMaps]:
             whole = WholeMaps(self.diffusion, self.settings.features)

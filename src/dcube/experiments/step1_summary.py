@@ -199,10 +199,11 @@ def markdown(summary: dict[str, Any]) -> str:
             ]
             if any(cell != "" for cell in row):
                 lines.append(f"| {a} - {b.removeprefix(PROBE)} | " + " | ".join(row) + " |")
-        lines += ["", f"| inside the training part -> {what} | " + " | ".join(held) + " |"]
-        lines += ["| --- |" + " --- |" * len(held)]
-        for arm in dict.fromkeys(arm for part in held.values() for arm in part["inside"]):
-            lines.append(f"| {arm} | " + " | ".join(_kept(part, arm) for part in held.values()) + " |")
+        arms = list(dict.fromkeys(arm for part in held.values() for arm in part["inside"]))
+        if arms:
+            lines += ["", f"| inside the training part -> {what} | " + " | ".join(held) + " |"]
+            lines += ["| --- |" + " --- |" * len(held)]
+            lines += [f"| {arm} | " + " | ".join(_kept(part, arm) for part in held.values()) + " |" for arm in arms]
         lines.append("")
     return "\n".join(lines)
 

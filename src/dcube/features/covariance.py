@@ -31,7 +31,7 @@ class LogCovariance(nn.Module):
         for index, width in enumerate(channels):
             if width > CHANNELS:
                 noise = torch.randn(CHANNELS, width, generator=torch_rng(0, "covariance", width))
-                self.register_buffer(f"mix{index}", noise / math.sqrt(width), persistent=False)
+                self.register_buffer(f"mix{index}", noise / math.sqrt(width))
 
     @property
     def widths(self) -> list[int]:
@@ -45,7 +45,7 @@ class LogCovariance(nn.Module):
         home = torch.device("cpu") if found.device.type == "mps" else found.device  # no eigenvalues, no float64 there
         values, mix = found.flatten(2).to(home).double(), getattr(self, f"mix{index}", None)
         if mix is not None:
-            values = mix.to(values) @ values
+            values = mix.to(home).double() @ values
         values = values - values.mean(2, keepdim=True)
         covariance = values @ values.transpose(1, 2) / values.shape[2]
         size = covariance.shape[1]
@@ -64,6 +64,7 @@ def evened(train: NDArray[np.float32], widths: Sequence[int]) -> NDArray[np.floa
     """
     if not widths:
         return np.ones(train.shape[1], np.float32)
-    sums = [part.sum() for part in np.split(train.var(0), np.cumsum(widths)[:-1])]
+    variances = (train - train[0]).var(0)  # float32 finds no exact mean of what does not vary
+    sums = [part.sum() for part in np.split(variances, np.cumsum(widths)[:-1])]
     factors = [1 / math.sqrt(total) if total > NOTHING else 0.0 for total in sums]
     return np.repeat(np.array(factors, np.float32), widths)

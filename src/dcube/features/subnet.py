@@ -78,7 +78,7 @@ class SubNetwork(nn.Module):
 
     def _strides(self) -> list[int]:
         held = sorted({row["reduction"] for row in self._info() if row["reduction"] >= LEAST_STRIDE})
-        if not held:
+        if not held or not hasattr(self.cnn, "forward_intermediates"):
             raise InputError(f"This CNN has no maps of stride {LEAST_STRIDE} or more that could be read.")
         return held
 

@@ -1,4 +1,4 @@
-"""Cells of D-Cube: step 1, step 2 on it, and the two other uses of the same step 1."""
+"""Cells of D-Cube: step 1, step 2 on it, and the other uses of the same step 1."""
 
 import contextlib
 import shutil
