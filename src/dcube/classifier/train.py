@@ -13,7 +13,7 @@ from dcube.classifier.batches import ClassifierBatches, make_cache
 from dcube.classifier.head import map_side
 from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor, predictor_dtype
 from dcube.classifier.objective import ClassifierObjective, cycle_loss
-from dcube.classifier.reader import joined, make_readers, read, whole_maps
+from dcube.classifier.reader import WholeMaps, joined, make_readers, read, whole_maps
 from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
@@ -129,6 +129,21 @@ def trial(model: nn.Module, size: int, channels: int, shapes: list[tuple[int, in
     return model, (inputs[0], inputs[1:])
 
 
+def _begun(
+    data: ImageData, experiment: Experiment, frozen: FrozenFeatures, whole: WholeMaps | None, directory: Path
+) -> DCubeClassifier:
+    """The classifier as its training begins, its readers fitted."""
+    readers = None  # a helper takes them from the first checkpoint
+    if not is_helper():
+        readers, _ = make_readers(data, experiment, directory, frozen.diffusion, frozen.dtype)
+    torch.manual_seed(key(experiment.seed, "classifier", "weights"))
+    channels = [shape[0] for shape in frozen.shapes]
+    model = DCubeClassifier(experiment.classifier, len(data.classes), channels, whole=whole.channels if whole else ())
+    if readers is not None:
+        model.readers.load_state_dict(readers.state_dict())
+    return model
+
+
 def train_classifier(
     data: ImageData, experiment: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path,
     deadline: float | None = None, look: dict[str, Any] | None = None, cached: bool | None = None,
@@ -147,14 +162,7 @@ def train_classifier(
         )
     )
     whole = whole_maps(diffusion, config, experiment.features, predicting.dtype)
-    readers = None  # a helper takes them from the first checkpoint
-    if not is_helper():
-        readers, _ = make_readers(data, experiment, directory, diffusion, predicting.dtype)
-    torch.manual_seed(key(experiment.seed, "classifier", "weights"))
-    channels = [shape[0] for shape in frozen.shapes]
-    model = DCubeClassifier(config, len(data.classes), channels, whole=whole.channels if whole else ())
-    if readers is not None:
-        model.readers.load_state_dict(readers.state_dict())
+    model = _begun(data, experiment, predicting, whole, directory)
     metadata = {
         "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
