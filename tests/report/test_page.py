@@ -212,7 +212,12 @@ def test_what_a_pretrained_cnn_lends_is_said(run: Path, on: int) -> None:
     file = run / "experiment.yaml"
     settings = yaml.safe_load(file.read_text())
     settings["diffusion"]["align"]["weight"], settings["classifier"]["second_reader"] = on, 16 * on
+    settings["classifier"]["covariance_readers"] = ["cnn", "step1"] * on
     file.write_text(yaml.safe_dump(settings))
     text = outline(write_report(run)).text
-    for said in ("map of stride 16, weight 1", "linear probe of tf_efficientnet_lite0 as it came, map of stride 16"):
+    for said in (
+        "map of stride 16, weight 1", "linear probe of tf_efficientnet_lite0 as it came, map of stride 16",
+        "covariances of all maps of tf_efficientnet_lite0 as it came", "covariances of all maps of step 1",
+        "the network's and every reader's, joined evenly",
+    ):  # fmt: skip
         assert (said in text) == bool(on), said

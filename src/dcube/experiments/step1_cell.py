@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dcube.classifier.model import load_predictor, predict_rows
 from dcube.classifier.reader import CnnCovariances, Reader, Step1Covariances, WholeMaps, reader_features
@@ -31,6 +32,7 @@ from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, read_json, write_json
+from dcube.training.order import key
 from dcube.training.runtime import pick_device
 
 MIDDLE, TEXTURES = "cnn, stride 16", ", covariances"
@@ -59,7 +61,8 @@ class Cell:
     def cnn(self, settings: Experiment) -> np.ndarray:
         """The pretrained CNN's features [n, d] of `rows`; made once."""
         if "features" not in self._held:
-            self._held["features"] = cnn_features(_cnn(settings), self.data, self.rows, settings.classifier.cnn_size)
+            network, size = _cnn(settings, self.seed), settings.classifier.cnn_size
+            self._held["features"] = cnn_features(network, self.data, self.rows, size)
         return self._held["features"]
 
     def probe(self, features: np.ndarray) -> dict[str, Any]:
@@ -179,18 +182,29 @@ def reference_probes(cell: Cell, settings: Experiment) -> None:
     made = {
         "pixels": lambda: cell.data.images(cell.rows, PIXELS).flatten(1).numpy(),
         "cnn": lambda: cell.cnn(settings),
-        MIDDLE: lambda: level_features(_cnn(settings), cell.data, cell.rows, size, LEVEL),
+        MIDDLE: lambda: level_features(_cnn(settings, cell.seed), cell.data, cell.rows, size, LEVEL),
     }
     for name, features in made.items():
         file = cell.directory / "probe" / f"{name}.json"
         if not file.is_file():
             write_json(file, cell.probe(features()))
     device, classes = pick_device(settings.runtime.device), len(cell.data.classes)
-    textures(cell, "cnn", settings, lambda: (CnnCovariances(settings.classifier, classes).to(device), None))
+
+    def make() -> tuple[Reader, None]:
+        _seeded(cell.seed)
+        return CnnCovariances(settings.classifier, classes).to(device), None
+
+    textures(cell, "cnn", settings, make)
 
 
-def _cnn(settings: Experiment) -> SubNetwork:
+def _seeded(seed: int) -> None:
+    """A CNN without pretrained weights is the same in every probe of a seed."""
+    torch.manual_seed(key(seed, "study", "cnn"))
+
+
+def _cnn(settings: Experiment, seed: int) -> SubNetwork:
     how = settings.classifier
+    _seeded(seed)
     return SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).to(pick_device(settings.runtime.device))
 
 
