@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ FLOOR = 1e-6  # of a probability whose logarithm is taken
 SECOND, CNN, STEP1 = "second_reader", "cnn_covariances", "step1_covariances"
 
 
-class Reader(nn.Module):
+class Reader(nn.Module, ABC):
     """Log-probabilities [B, K] by a linear layer on features [B, d] of what stays as it came; fitted, never trained by
     gradients.
 
@@ -51,9 +52,9 @@ class Reader(nn.Module):
         """Frozen: always in evaluation mode."""
         return super().train(False)
 
+    @abstractmethod
     def features(self, images: torch.Tensor, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """[B, d] of images [B, C, S, S] in [0, 1] at the CNN's size and all of step 1's maps of them."""
-        raise NotImplementedError
 
     def forward(self, images: torch.Tensor, maps: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         return F.linear(self.features(images, maps), self.weight, self.bias).log_softmax(-1)
