@@ -15,7 +15,7 @@ from dcube.files import atomic_write, digest
 from dcube.progress import progress
 
 CHUNK = 96  # images per file: what an interruption can cost
-TOLERANCE = 1.05  # of the issue that asked: no further than two seeds of the slow sampler, plus 5 %
+TOLERANCE = 1.05  # no further than two seeds of the slow sampler are from each other, plus 5 %
 SIZE = 224  # pixels at which the extractor sees the images
 
 
