@@ -136,6 +136,15 @@ def test_of_many_groups_a_draw_is_asked_about(tmp_path: Path, monkeypatch: pytes
     assert {part["n"] for part in shortcuts(images, store, SETTINGS).values()} == {len(drawn)}
 
 
+def test_folds_without_two_classes_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [f"{kind}/{n:03d}.png,{kind},{kind}{n // 10}" for kind in ("ill", "well") for n in range(40)]
+    images, store = write(tmp_path, table=rows)
+    monkeypatch.setattr(module, "ASKED", 15)  # a group of each class
+    assert shortcuts(images, store, SETTINGS) == {}
+    monkeypatch.setattr(module, "ASKED", 25)  # two of one class: in some folds it alone is left
+    assert all(part["n"] for part in shortcuts(images, store, SETTINGS).values())
+
+
 def test_few_groups_blank_images_and_a_set_without_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, store = write(tmp_path, lambda kind, number, rng: np.full((32, 32), 7), count=3)
     found = audit(images, store, SETTINGS)

@@ -20,13 +20,13 @@ CLASSES = ("benign", "malignant", "normal")
 
 
 def tiny_data(
-    directory: Path, counts: tuple[int, ...] = (14, 8, 5), channels: int = 1, given: bool = False
+    directory: Path, counts: tuple[int, ...] = (14, 8, 5), channels: int = 1, given: bool = False, seed: int = 0
 ) -> ImageData:
     """Noise whose brightness follows the class; every fourth image of a class is for validation, one for test; `given`:
     the store knows that too.
     """
     records, pixels, splits = [], {}, []
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     for label, count in zip(CLASSES, counts, strict=False):
         for i in range(count):
             splits.append("test" if i == 2 else "val" if i % 4 == 1 else "train")

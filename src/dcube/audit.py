@@ -21,13 +21,14 @@ from dcube.data.twins import remarks
 from dcube.errors import InputError
 from dcube.evaluation.floors import floors, shrink
 from dcube.evaluation.intervals import evaluate_predictions
-from dcube.evaluation.linear import spread, tuned_regression
+from dcube.evaluation.linear import spread, tuned_layer
 from dcube.evaluation.metrics import Floats, Ints
 
 SIDE = 24  # pixels of a thumbnail's side
 ALIKE = 0.99  # correlation of thumbnails: within a patient slices pass it, between patients none of thousands did
 MOST = 20_000  # images that are compared with one another: a draw, where there are more
 CHUNK = 1024
+PART = 64  # images at the stored size that are held at once
 SHOWN = 20  # pairs that are written down
 FOLDS = 5
 ASKED = 5000  # images that shortcuts are sought in, whole groups; a draw, where there are more
@@ -129,7 +130,7 @@ def shortcuts(images: ImageSet, store: Store, settings: Experiment) -> dict[str,
     rows, parts = [], []
     for splits in folds:
         train, asked = np.flatnonzero(splits[drawn] == "train"), np.flatnonzero(splits[drawn] == "test")
-        if not len(asked):  # nothing of it was drawn
+        if not len(asked) or len(np.unique(y[train])) < 2:  # large groups: too little of it was drawn
             continue
         labels, classes = y[train], len(store.classes)
         found = floors(small[train], labels, groups[train], small[asked], classes=classes, seed=settings.seed)
@@ -139,9 +140,11 @@ def shortcuts(images: ImageSet, store: Store, settings: Experiment) -> dict[str,
                 found[name] = _forest(seen, labels, new, classes, settings.seed)
         scale = border[train].std() + 1e-8
         seen, new = border[train] / scale, border[asked] / scale
-        found["border"] = tuned_regression(seen, labels, groups[train], new, classes=classes, seed=settings.seed)
+        found["border"] = tuned_layer(seen, labels, groups[train], classes=classes, seed=settings.seed)(new)
         rows.append(asked)
         parts.append(found)
+    if not parts:
+        return {}
     index, how = np.concatenate(rows), settings.evaluation
     return {
         name: evaluate_predictions(
@@ -173,7 +176,7 @@ def _drawn(store: Store, seed: int) -> np.ndarray:
 
 def _shrunk(store: Store, rows: np.ndarray, side: int) -> NDArray[np.float32]:
     """[n, C, side, side], a part of the images at a time."""
-    parts = [shrink(store.floats(rows[start : start + CHUNK]), side) for start in range(0, len(rows), CHUNK)]
+    parts = [shrink(store.floats(rows[start : start + PART]), side) for start in range(0, len(rows), PART)]
     return np.concatenate(parts)
 
 

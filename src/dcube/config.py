@@ -41,7 +41,8 @@ class ContrastiveConfig(Section):
     """Eq. 4 and its relatives on the middle block.
 
     `form`: "pair" is eq. 4; "supervised" the supervised contrastive loss (Khosla et al. 2020) behind a projection;
-    "auxiliary" the cross-entropy of a linear head. `distance` of eq. 4: "paper" L2 over the flattened block, summed;
+    "auxiliary" the cross-entropy of a linear head. `distance` of eq. 4: "paper" L2 over the flattened block, summed
+    over the batch (its weighted mean with `pairs` "all");
     "pooled" L2 of unit-length means; "centred" the same after the mean of the batch is taken off.
     """
 
@@ -133,7 +134,7 @@ class DiffusionConfig(Section):
 
     @model_validator(mode="after")
     def _only_what_acts(self) -> Self:
-        """A setting that would do nothing, or something else than it says, is an error."""
+        """A setting that belongs to another choice than the one made is an error."""
         if self.schedule != "linear" and (self.beta_start, self.beta_end) != (1e-4, 0.02):
             raise ValueError("beta_start and beta_end belong to schedule linear")
         if self.gamma is not None and self.weighting == "none":

@@ -15,7 +15,7 @@ from dcube.classifier.model import DCubeClassifier
 from dcube.config import Experiment
 from dcube.data.records import ImageSet
 from dcube.data.split import assign_splits
-from dcube.diffusion.build import build_denoiser
+from dcube.diffusion.build import add_side_heads, build_denoiser
 from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion
@@ -73,6 +73,7 @@ def _time_step1(settings: Experiment, channels: int, classes: int) -> tuple[Diff
     config = settings.diffusion
     runtime = Runtime(settings.runtime, config.optimizer.dtype)
     core = build_denoiser(config, channels, classes)
+    add_side_heads(core, config, None, settings.seed)  # the imitated CNN is timed by itself
     model = runtime.prepare(core)
     schedule = Schedule.of(config).to(runtime.device)
     objective = GenerativeObjective(schedule, config.contrastive, core.middle)

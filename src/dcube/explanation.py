@@ -5,7 +5,8 @@ CNN and readers together.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,15 +122,14 @@ def write_explanations(
     _check_folder(out)
     rows: list[dict[str, Any]] = []
     broken: list[str] = []
-    with progress("explanations", len(paths)) as advance:
+    with progress("explanations", len(paths)) as advance, _record(out / RECORD, rows) as written:
         for number, path in enumerate(paths, 1):
             try:
                 image = normalisation.floats(normalisation.apply(read_image(path)))
             except InputError as error:
                 broken.append(str(error))
                 continue
-            if not rows:
-                write_json(out / RECORD, rows)  # whose folder it is, before the first picture
+            written()
             found = explain(lambda images: predict_stored(predictor, images), image, label, grid, seed)
             picture = f"{number:04d}-{Path(path).stem}.png"
             save(out / picture, overlay(image, found.drop))
@@ -140,13 +140,32 @@ def write_explanations(
                 "without_best": found.without_best, "without_random": found.without_random,
                 "drop": found.drop.round(6).tolist(),
             })  # fmt: skip
-            write_json(out / RECORD, rows)
             advance(number, "")
     if not rows:
         raise InputError(f"None of {len(paths)} images can be read, the first being {broken[0]}")
     for reason in broken:
         print(f"left out: {reason}", file=sys.stderr)
     return rows
+
+
+@contextmanager
+def _record(file: Path, rows: list[dict[str, Any]]) -> Iterator[Callable[[], None]]:
+    """Inside, what it gives keeps `rows` in the file, before the first one and then as they grow by a tenth: each time
+    all are written. At the end, whatever ends it, all are there.
+    """
+    due = 0
+
+    def written() -> None:
+        nonlocal due
+        if len(rows) >= due:
+            write_json(file, rows)
+            due = len(rows) + 1 + len(rows) // 10
+
+    try:
+        yield written
+    finally:
+        if due:
+            write_json(file, rows)
 
 
 def _check_folder(out: Path) -> None:

@@ -18,10 +18,10 @@ from dcube.data.dataset import resize
 from dcube.data.decode import Normalisation, is_colour, read_image
 from dcube.data.records import ImageSet, Record
 from dcube.data.sources import open_images
-from dcube.data.store import store_key
+from dcube.data.store import Store, store_key
 from dcube.errors import InputError
 from dcube.evaluation.intervals import evaluate_predictions
-from dcube.files import write_json
+from dcube.files import digest, read_json, write_json
 from dcube.progress import progress
 from dcube.runs import Run
 from dcube.tables import write_predictions
@@ -115,11 +115,14 @@ def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float)
     ]
 
 
-def training_look(images: np.ndarray) -> dict[str, list[float]]:
-    """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], kept for `unlike_training`."""
+def training_look(images: np.ndarray, sides: Sequence[int] | None = None) -> dict[str, list[float]]:
+    """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], and of the longer `sides` of their
+    files in pixels where these are known; kept for `unlike_training`.
+    """
     flat = images.reshape(len(images), -1)
     look = {"brightness": flat.mean(1), "contrast": flat.std(1)}
-    return {name: [float(v) for v in np.percentile(values, [0.5, 99.5])] for name, values in look.items()}
+    ranges = {name: [float(v) for v in np.percentile(values, [0.5, 99.5])] for name, values in look.items()}
+    return ranges | ({"side": [float(side) for side in sides]} if sides else {})
 
 
 def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarray | None = None) -> str:
@@ -131,10 +134,11 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
         notes.append("a colour image, but training images were grey")
     if (raw.dtype == np.uint8) != (normalisation.bits == 8):
         notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
-    if max(raw.shape[:2]) < normalisation.size // 2:
+    look = dict(metadata.get("look", {}))
+    if max(raw.shape[:2]) < min(look.pop("side", (0, 0))[0], normalisation.size) / 2:
         notes.append(f"only {raw.shape[1]} x {raw.shape[0]} pixels")
     floats = normalisation.floats(normalisation.apply(raw) if stored is None else stored)
-    for name, (low, high) in metadata.get("look", {}).items():
+    for name, (low, high) in look.items():
         value = float(floats.mean() if name == "brightness" else floats.std())
         margin = 0.25 * (high - low)
         if not low - margin <= value <= high + margin:
@@ -193,7 +197,7 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     }  # fmt: skip
     if warnings:
         print(f"{len(warnings)} of {len(kept)} images look unlike the training images; {warnings[0]}", file=sys.stderr)
-    name = external_name(data)
+    name = _free_name(run, data)
     write_predictions(
         run.evaluation / f"{name}.csv", [record.path for record in kept], labels, probabilities, predictor.classes
     )
@@ -202,11 +206,21 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
 
 
 def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str) -> None:
-    if store_key(images, run.settings().data) == run.store_key() or images.prepared == run.store():
+    held = store_key(images, run.settings().data) if images.prepared is None else Store.open(images.prepared).key
+    if held == run.store_key():
         raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
     if unknown := sorted(set(images.classes) - set(predictor.classes)):
         known = ", ".join(predictor.classes)
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
+
+
+def _free_name(run: Run, data: str) -> str:
+    """`external_name`, and something to tell it from another set of that name where there is one."""
+    name = external_name(data)
+    file, place = run.evaluation / f"{name}.json", str(Path(data).resolve())
+    if file.is_file() and str(Path(read_json(file)["data"]).resolve()) != place:
+        name += f"-{digest([place])[:6]}"
+    return name
 
 
 def external_name(data: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dcube.data.decode import SUFFIXES
-from dcube.data.sources import check_name, group_of, path_of, read_rows
+from dcube.data.sources import check_name, group_of, hidden, path_of, read_rows
 from dcube.errors import InputError
 from dcube.files import check_writable, write_json, write_text
 
@@ -41,13 +41,23 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Image files at any depth, sorted; raises PermissionError where a folder below cannot be read."""
+    """Image files at any depth, of linked folders too and not of hidden ones, as in training; sorted. Raises
+    PermissionError where a folder below cannot be read.
+    """
 
     def refuse(error: OSError) -> None:
         raise error
 
-    names = (Path(place) / name for place, _, files in os.walk(folder, onerror=refuse) for name in files)
-    return sorted(p for p in names if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found, visited = [], {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        inside, folders[:] = sorted(folders), []
+        for name in inside:
+            real = os.path.realpath(os.path.join(place, name))
+            if not hidden(name) and real not in visited:  # a link may lead back
+                folders.append(name)
+                visited.add(real)
+        found += [Path(place) / name for name in files if not hidden(name)]
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def _read_manifest(manifest: Path, by_group: bool) -> list[tuple[str, str]]:

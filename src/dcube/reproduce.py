@@ -14,6 +14,7 @@ from dcube.errors import InputError
 from dcube.experiments.step1 import TRAINED, Unit, study
 from dcube.experiments.step1_summary import markdown, summarise
 from dcube.files import atomic_write, read_json, write_json, write_text
+from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
 from dcube.report.studies import differences_figure
 from dcube.settings import load_experiment
@@ -41,9 +42,10 @@ def reproduce_step1(
 
     Leaves OUT/step1.json, step1.md, step1.svg, a sample grid per set, and the cells. A given test split is not touched
     but with `test`: when all folds are done, it is predicted after training on all other images. Returns what
-    step1.json holds. InputError where OUT holds a study with other settings.
+    step1.json holds. InputError where OUT holds a study with other settings or of other images.
     """
     check_models(settings)
+    check_initial_weights(settings)
     if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
     stores = named_stores(data, settings)
@@ -54,16 +56,17 @@ def reproduce_step1(
     _check_folder(out, asked)
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
-        write_json(out / "plan.json", asked)
+        before = read_json(out / "plan.json")["data"] if (out / "plan.json").exists() else {}
+        write_json(out / "plan.json", asked | {"data": before | {name: store.key for name, store in stores.items()}})
         units = study(
             stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
             relatives=relatives, test=test,
         )  # fmt: skip
-        return _write(out, asked, units, settings.evaluation.bootstrap)
+        return _write(out, asked, units, settings.evaluation.model_dump(include={"bootstrap", "level"}))
 
 
-def _write(out: Path, asked: dict[str, Any], units: Sequence[Unit], bootstrap: int) -> dict[str, Any]:
-    summary = summarise(units, bootstrap)
+def _write(out: Path, asked: dict[str, Any], units: Sequence[Unit], how_sure: dict[str, Any]) -> dict[str, Any]:
+    summary = summarise(units, **how_sure)
     write_json(out / "step1.json", {"plan": asked, "results": summary})
     write_text(out / "step1.md", markdown(summary))
     write_text(out / "step1.svg", differences_figure(summary))
@@ -94,6 +97,8 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
         held = read_json(file)
         if {k: v for k, v in held.items() if k != "data"} != {k: v for k, v in asked.items() if k != "data"}:
             raise InputError(f"{out} holds a study with other settings; give another --out, or the same settings.")
+        if changed := [name for name, key in asked["data"].items() if held["data"].get(name, key) != key]:
+            raise InputError(f"{out} holds a study of other images called '{changed[0]}'; give another --out.")
 
 
 def _first_of_each(units: Sequence[Unit]) -> list[Unit]:

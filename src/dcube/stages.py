@@ -19,7 +19,7 @@ from dcube.data.store import Store
 from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.errors import InputError
-from dcube.evaluation.floors import floors
+from dcube.evaluation.floors import fitted_floors
 from dcube.evaluation.intervals import evaluate_predictions, without_classes
 from dcube.experiments.live_probe import LiveProbe
 from dcube.experiments.probe import probe as probe_blocks
@@ -39,7 +39,7 @@ from dcube.training.order import numpy_rng
 from dcube.training.runtime import check_device, pick_device, use_threads
 from dcube.training.team import check_batch, summon
 
-LOOK = 500  # training images that say what images look like
+LOOK = 500  # training images that say what images look like; images that floors are asked about at once
 FLOOR_IMAGES = 5000  # training images of the floors at most: their memory must not grow with the set
 FLOOR_SIZE = 128  # pixels; what the floors look at
 
@@ -121,7 +121,7 @@ def classify(run: Run, deadline: float | None = None) -> Path:
 def _train_step2(run: Run, deadline: float | None = None) -> Trained:
     settings, data, blocks = run.settings(), open_data(run), read_json(run.selection)["selected"]
     diffusion = load_diffusion(run.diffusion / "model.safetensors", pick_device(settings.runtime.device))
-    look = training_look(data.images(_some(data, LOOK, settings.seed), settings.data.size).numpy())
+    look = training_look(data.images(_some(data, LOOK, settings.seed), settings.data.size).numpy(), data.store.sides)
     return train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)[1]
 
 
@@ -227,6 +227,11 @@ def open_data(run: Run) -> ImageData:
     if run.sets:
         return joined({name: Store.open(folder) for name, folder in run.stores().items()}, splits)
     store = Store.open(run.store())
+    if unknown := [path for path in store.paths if path not in splits]:
+        raise InputError(
+            f"{run.split} does not name {len(unknown)} of the prepared images, such as {unknown[0]}: they were prepared"
+            " anew since; repeat `dcube fit` with --restart, or in a new folder."
+        )
     return ImageData(store, np.array([splits[path] for path in store.paths]))
 
 
@@ -239,9 +244,15 @@ def with_floors(
     systems = {"": probabilities}
     if settings.evaluation.floors:
         train = _some(data, FLOOR_IMAGES, settings.seed)
-        seen, asked = (data.images(part, min(FLOOR_SIZE, settings.data.size)).numpy() for part in (train, rows))
-        groups, classes = np.array(data.groups)[train], len(data.classes)
-        systems |= floors(seen, data.labels[train], groups, asked, classes=classes, seed=settings.seed)
+        groups, classes, size = np.array(data.groups)[train], len(data.classes), min(FLOOR_SIZE, settings.data.size)
+        seen = data.images(train, size).numpy()
+        fitted = fitted_floors(seen, data.labels[train], groups, classes=classes, seed=settings.seed)
+        parts: dict[str, list[np.ndarray]] = {name: [] for name in fitted}
+        for at in range(0, len(rows), LOOK):
+            asked = data.images(rows[at : at + LOOK], size).numpy()
+            for name, floor in fitted.items():
+                parts[name].append(floor(asked))
+        systems |= {name: np.concatenate(found) for name, found in parts.items()}
         systems |= predict_readers(predictor, data, rows)
     return systems
 

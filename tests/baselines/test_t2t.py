@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from dcube.baselines import t2t
 from dcube.baselines.registry import create
@@ -68,16 +67,17 @@ def test_soft_splits(size: int, tokens: int) -> None:
 
 
 def test_released_weights_are_read_as_they_were_trained(tmp_path: Path) -> None:
-    """They took width^-1/2 as the scale of attention: the first block's attention, written out, with that scale."""
-    released = t2t.T2TViT(t2t.SIZES[7], 1000, 64)
-    save_file(released.state_dict(), tmp_path / "t2t.safetensors")
-    system, source = create("t2t_vit_7", 3, 1, 64, weights_file=tmp_path / "t2t.safetensors")
-    assert source == "file t2t.safetensors"
+    """Their attention is scaled by the width of a head: the first block's, written out. They lie beside others."""
+    released, others = t2t.T2TViT(t2t.SIZES[7], 1000, 64), t2t.T2TViT(t2t.SIZES[7], 1000, 64)
+    file, several = tmp_path / "t2t.pth.tar", {f"module.{name}": t for name, t in released.state_dict().items()}
+    torch.save({"state_dict": others.state_dict(), "state_dict_ema": several}, file)
+    system, source = create("t2t_vit_7", 3, 1, 64, weights_file=file)
+    assert source == "file t2t.pth.tar"
     x = torch.randn(2, 17, 256)
     q, k, v = released.blocks[0].attn.qkv(x).view(2, 17, 3, 4, 64).permute(2, 0, 3, 1, 4)
-    mixed = ((q @ k.transpose(2, 3)) * 256**-0.5).softmax(-1) @ v
+    mixed = ((q @ k.transpose(2, 3)) * 64**-0.5).softmax(-1) @ v
     expected = released.blocks[0].attn.proj(mixed.transpose(1, 2).flatten(2))
     torch.testing.assert_close(system.network.blocks[0].attn(x), expected)
-    larger, _ = create("t2t_vit_7", 3, 1, 96, weights_file=tmp_path / "t2t.safetensors")
+    larger, _ = create("t2t_vit_7", 3, 1, 96, weights_file=file)
     assert larger(torch.rand(1, 1, 96, 96)).shape == (1, 3)
     assert torch.equal(larger.network.pos_embed[:, 0], released.pos_embed[:, 0])  # of the class token

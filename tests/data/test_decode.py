@@ -160,6 +160,22 @@ def test_range_of_deep_images_is_the_sets_percentiles() -> None:
     np.testing.assert_allclose(floats, inside, atol=1e-5)
 
 
+@pytest.mark.parametrize(("height", "width"), [(4096, 40), (2048, 64), (1024, 1024), (7, 5), (512, 512)])
+def test_a_deep_image_is_sampled_all_over(height: int, width: int) -> None:
+    raw = np.zeros((height, width), np.uint16)
+    raw[:, 1 : 1 + width // 2] = 1000  # the first column is background
+    _, values = look(raw)
+    assert values is not None and 0.3 < (values == 1000).mean() < 0.7
+    assert len(values) <= 2 * 4096
+
+
+def test_a_deep_image_is_sampled_in_every_colour() -> None:
+    raw = np.zeros((512, 512, 3), np.uint16)
+    raw[:, :, 1] = 1000
+    _, values = look(raw)
+    assert values is not None and 0.25 < (values == 1000).mean() < 0.42
+
+
 def test_eight_bit_is_divided_by_255_also_in_a_deep_set() -> None:
     for chosen in (normalisation(GREY, 32), survey([look(GREY), look(DEEP)], 32, "auto", "squash")):
         plane = np.full((32, 32), 51, np.uint8)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from dcube.config import DataConfig
 from dcube.data.decode import header_of, read_image
-from dcube.data.dicom import _padding
+from dcube.data.dicom import _padding, is_dicom
 from dcube.data.sources import open_images
 from dcube.data.store import Store, build_store
 from dcube.errors import InputError
@@ -187,6 +187,16 @@ def test_a_manifest_knows_better(tmp_path: Path) -> None:
     groups = [record.group for record in images.records]
     assert groups[0] == "x" and groups[1] == groups[2] and groups[1] == "dicom-patient-1"
     assert np.array_equal(images.read(images.records[0]), RAMP)
+
+
+def test_an_ending_of_a_manufacturer_says_nothing(tmp_path: Path) -> None:
+    for name in ("1.IMA", "2.img", "3.bak"):
+        write(tmp_path / name)
+    (tmp_path / "manifest.csv").write_text("path,label\n1.IMA,a\n2.img,b\n3.bak,b\n")
+    images = open_images(str(tmp_path))
+    assert all(np.array_equal(images.read(record), RAMP) for record in images.records)
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "4.png")
+    assert not is_dicom(tmp_path / "4.png") and not is_dicom(tmp_path / "absent.img")
 
 
 def test_a_window_says_what_is_told_apart(tmp_path: Path) -> None:

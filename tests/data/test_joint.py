@@ -19,7 +19,7 @@ from tiny import tiny_data
 def parts(tmp_path_factory: pytest.TempPathFactory) -> list[ImageData]:
     """Two sets of 19 and 14 images."""
     folder = tmp_path_factory.mktemp("joint")
-    return [tiny_data(folder / "a", (8, 6, 5)), tiny_data(folder / "b", (9, 5))]
+    return [tiny_data(folder / "a", (8, 6, 5)), tiny_data(folder / "b", (9, 5), seed=1)]
 
 
 def test_rows_images_and_splits_are_those_of_the_sets(parts: list[ImageData]) -> None:
@@ -50,6 +50,20 @@ def test_grey_and_colour_do_not_go_together(parts: list[ImageData], tmp_path: Pa
 def test_names_are_short_and_each_another() -> None:
     given = ["/x/lung", "phantom:patients=3", "/y/lung", "/z/ct/manifest.csv"]
     assert set_names(given) == ["lung-1", "phantom:patients=3", "lung-2", "ct"]
+
+
+def test_what_was_seen_is_known_in_another_table(tmp_path: Path) -> None:
+    """A label corrected, an image added: the store's key is another, the images are not."""
+    first = tiny_data(tmp_path / "first", counts=(14, 8, 5))
+    second = tiny_data(tmp_path / "second", counts=(14, 8, 6))  # drawn by one generator: the first two classes agree
+    assert first.store.key != second.store.key
+    asked = np.isin(second.splits, ["val", "test"])
+    trained = {pixels.tobytes() for pixels in first.store.pixels[first.splits == "train"]}
+    alike = [pixels.tobytes() in trained for pixels in second.store.pixels]
+    swapped = ImageData(second.store, np.where(asked, "train", "test"))
+    assert second.seen_by(first.seen) == 0 == (asked & np.array(alike)).sum()
+    assert swapped.seen_by(first.seen) == sum(alike) > 10
+    assert swapped.seen_by(union(first.seen, {"other": "ff"})) == sum(alike)
 
 
 def test_what_was_seen_is_counted_among_validation_and_test_images(parts: list[ImageData]) -> None:

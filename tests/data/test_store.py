@@ -1,5 +1,6 @@
 """The store: complete or absent, reused by content, bounded in memory, honest about broken files."""
 
+import dataclasses
 import errno
 import shutil
 import tracemalloc
@@ -158,6 +159,46 @@ def test_what_a_kill_left_is_not_taken_for_a_store_and_removed_later(folder: Pat
         os.utime(path, (1, 1))
     build_store(open_images(str(folder)), CONFIG, tmp_path / "store")
     assert not left.exists()
+
+
+def test_what_a_kill_left_of_other_images_is_removed_too(folder: Path, tmp_path: Path) -> None:
+    import os
+
+    old, new = (tmp_path / "cache" / "stores" / f".{key}.1.tmp" for key in ("0123", "4567"))
+    for left in (old, new):
+        left.mkdir(parents=True)
+        (left / "pixels.bin").write_bytes(b"half")
+    for path in (old / "pixels.bin", old):
+        os.utime(path, (1, 1))
+    cached_store(open_images(str(folder)), CONFIG, tmp_path / "cache")
+    assert not old.exists() and new.exists()
+
+
+def test_files_that_can_be_read_by_now_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = open_images(str(make_set(tmp_path / "set", 50, 1)))
+    codec = images.read
+
+    def without(record: Record) -> np.ndarray:
+        if record.path.endswith("002.png"):
+            raise InputError("no codec")
+        return codec(record)
+
+    lacking = dataclasses.replace(images, read=without)
+    before = cached_store(lacking, DataConfig(size=32, max_broken=0.5), tmp_path / "cache")
+    assert len(before.broken) > 1 and cached_store(lacking, DataConfig(size=32, max_broken=0.5), tmp_path / "cache")
+    assert "can be read now" not in capsys.readouterr().err
+    cached_store(images, DataConfig(size=32, max_broken=0.5), tmp_path / "cache")
+    said = capsys.readouterr().err
+    assert "002.png" in said and str(before.directory) in said and said.count("\n") == 1
+
+
+def test_the_sides_of_the_files_are_kept(tmp_path: Path) -> None:
+    for number, side in enumerate((20, 30, 40)):
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((10, side), number, np.uint8)).save(path)
+    store = build_store(open_images(str(tmp_path / "set")), CONFIG, tmp_path / "store")
+    assert store.sides == [20, 39]
 
 
 def test_no_space_left(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,11 @@ def test_all_pairs_are_every_pair_once_and_balanced() -> None:
     assert math.isclose(weight.mean().item(), 1, rel_tol=1e-6)
 
 
+def test_a_single_pair_counts_once() -> None:
+    for y in (torch.tensor([0, 0]), torch.tensor([0, 1])):
+        assert all_pairs(torch.ones(2, 3), y)[3].tolist() == [0.5]
+
+
 @pytest.mark.parametrize("distance", ["paper", "pooled", "centred"])
 def test_eq_4_over_all_pairs(distance: str) -> None:
     f, margin = draw(6, 5, 2, 2), 0.9
@@ -87,6 +92,13 @@ def test_supervised_contrastive_against_a_loop() -> None:
         terms.append(-np.mean(logs) if logs else None)
     per_class = [np.mean([terms[i] for i in range(6) if Y[i] == k]) for k in (0, 1)]  # class 2 has one image: no term
     assert math.isclose(supervised_contrastive(z, Y, temperature).item(), np.mean(per_class), rel_tol=1e-6)
+
+
+def test_supervised_contrastive_is_not_rounded_by_autocast() -> None:
+    z = 1 + 0.01 * draw(6, 4).float()  # of one network at one layer: cosines close to 1
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = supervised_contrastive(z, Y, 0.1)
+    assert torch.equal(rounded, supervised_contrastive(z, Y, 0.1))
 
 
 def test_supervised_contrastive_without_any_pair_is_zero_and_differentiable() -> None:

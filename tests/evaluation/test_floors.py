@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcube.evaluation import point_metrics
-from dcube.evaluation.floors import FLOORS, STATISTICS, floors, shrink, simple_statistics
+from dcube.evaluation.floors import FLOORS, STATISTICS, fitted_floors, floors, shrink, simple_statistics
 
 
 def images_of(labels: np.ndarray, kind: str, seed: int) -> np.ndarray:
@@ -82,3 +82,13 @@ def test_shrink_keeps_the_mean_and_is_a_block_mean_where_sizes_divide(size: int)
     assert small.mean((2, 3)) == pytest.approx(images.mean((2, 3)), abs=1e-5)
     if size == 64:
         assert small == pytest.approx(images.reshape(2, 3, 32, 2, 32, 2).mean((3, 5)), abs=1e-6)
+
+
+def test_fitted_floors_answer_part_by_part() -> None:
+    train, test = np.repeat([0, 1, 2], 20), np.tile([0, 1, 2], 10)
+    images, groups = images_of(train, "brightness", 1), [f"p{i}" for i in range(len(train))]
+    asked = images_of(test, "brightness", 2)
+    whole = floors(images, train, groups, asked, classes=3)
+    for name, floor in fitted_floors(images, train, groups, classes=3).items():
+        parts = np.concatenate([floor(asked[:7]), floor(asked[7:])])
+        assert parts == pytest.approx(whole[name], abs=1e-9)

@@ -110,11 +110,34 @@ def test_another_set_of_images(copied: Path, tmp_path: Path) -> None:
         "evaluate", copied, "--data", tmp_path / "deep"
     )
 
+    namesake = write_scans(tmp_path / "elsewhere" / "v1.2", 21, ("benign", "normal"))
+    done("evaluate", copied, "--data", namesake)
+    assert metrics(copied, "external-v1.2")["data"] == str(two)
+    [other] = copied.glob("evaluation/external-v1.2-*.json")
+    assert json.loads(other.read_text())["data"] == str(namesake)
+    names = contents(copied / "evaluation").keys()
+    done("evaluate", copied, "--data", namesake)
+    assert contents(copied / "evaluation").keys() == names
+
     write_image(two / "cyst/1.png", 1)
     assert "the class 'cyst', which this run never saw; it knows benign, malignant" in refused(
         "evaluate", copied, "--data", two
     )
     assert before.items() <= contents(copied / "evaluation").items(), "the run's own figures stay"
+
+
+def test_another_set_where_the_training_images_are_gone(copied: Path) -> None:
+    data = json.loads((copied / "data").read_text())
+    (copied / "data").write_text(json.dumps(data | {"store": "/gone"}))
+    assert "external split: 9 images" in done("evaluate", copied, "--data", OTHER).stdout
+
+
+def test_the_runs_own_prepared_images_are_no_other_set(recipe: Path, scans: Path, tmp_path: Path) -> None:
+    store, run = tmp_path / "store", tmp_path / "run"
+    done("prepare", scans, "--out", store, "--recipe", recipe)
+    done("fit", store, "--out", run, "--recipe", recipe, "--no-test")
+    assert "the run's own data" in refused("evaluate", run, "--data", store)
+    assert "the run's own data" in refused("evaluate", run, "--data", scans)
 
 
 def test_folds_pool_every_image_once(scans: Path, recipe: Path, tmp_path: Path) -> None:

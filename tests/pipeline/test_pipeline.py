@@ -80,7 +80,7 @@ def test_images_unlike_the_training_set_are_marked(fitted: Path, tmp_path: Path)
     Image.fromarray(colours).save(tmp_path / "small.png")
     Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / "white.png")
     small, white = dcube.load(fitted, "cpu").predict_files([str(tmp_path / "small.png"), str(tmp_path / "white.png")])
-    assert "only 8 x 8 pixels" in small["warning"] and "colour" in small["warning"]
+    assert "only 8 x 8 pixels" in small["warning"] and "pixels" not in white["warning"] and "colour" in small["warning"]
     assert "brightness 1.00 lies outside" in white["warning"]
 
 
@@ -243,6 +243,13 @@ def test_dry_run_writes_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytes
     result = done("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, "--dry-run")
     assert "16 images, 8 groups" in result.stdout and "6 steps" in result.stdout and "GB" in result.stdout
     assert not list(tmp_path.iterdir()) and contents(scans) == before
+
+
+@pytest.mark.parametrize("form", ["supervised", "auxiliary"])
+def test_dry_run_with_a_term_that_has_a_head(recipe: Path, tmp_path: Path, scans: Path, form: str) -> None:
+    asked = ("--set", f"diffusion.contrastive.form={form}", "--set", "diffusion.contrastive.weight=0.1")
+    result = done("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, "--dry-run", *asked)
+    assert "6 steps" in result.stdout and not (tmp_path / "run").exists()
 
 
 def test_prepared_images_are_data(recipe: Path, scans: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Two sets, of two classes each."""
     folder = tmp_path_factory.mktemp("sets")
     write_scans(folder / "ct", 9)
-    write_scans(folder / "mri", 6, ("tumour", "none"))
+    write_scans(folder / "mri", 6, ("tumour", "none"), seed=1)
     return [str(folder / "ct"), str(folder / "mri")]
 
 

@@ -14,6 +14,8 @@ from dcube.diffusion.train import load_diffusion, untrained
 from dcube.evaluation.linear import linear_probe
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.probe import gaussianity_agreement
+from dcube.runs import Run
+from dcube.stages import open_data, probe
 
 
 @pytest.mark.parametrize(("strength", "low", "high"), [(2.0, 0.95, 1.0), (0.0, 0.1, 0.55)])
@@ -57,6 +59,18 @@ def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
     assert "timestep 20" in refused("probe", run, "--timestep", 20)
     done("diffuse", run, "--set", "diffusion.optimizer.steps=1")
     assert not (run / "probe").exists(), "a probe of former weights"
+
+
+def test_of_many_images_it_takes_some(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.open(shutil.copytree(fitted, tmp_path / "run"))
+    data = open_data(run)
+    train, asked = len(data.indices("train")), len(data.indices("val"))
+    whole = probe(run, (3,))
+    assert (whole["train"], whole["n"]) == (train, asked)
+    monkeypatch.setattr("dcube.experiments.probe.MOST", most := min(train, asked) - 1)
+    some = probe(run, (3,))
+    assert (some["train"], some["n"]) == (most, most)
+    assert some == probe(run, (3,)), "the same ones each time"
 
 
 def test_the_untrained_network_is_the_one_step_1_began_with(tmp_path: Path, recipe: Path) -> None:

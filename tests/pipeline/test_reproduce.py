@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from tiny_fit import contents, done, refused, write_manifest, write_recipe
 
+from dcube.errors import InputError
+from dcube.files import write_json
+from dcube.reproduce import _check_folder
+
 PHANTOM = "phantom:patients=60,slices=1,size=32"
 SMALL = ("--folds", 2, "--seeds", "0", "--timesteps", "3")
 
@@ -31,6 +35,14 @@ def test_a_study_from_one_command(command: tuple[object, ...], tmp_path: Path) -
     assert contents(out) == before
     sentence = refused(*command, "--data", PHANTOM, "--out", out, *SMALL[2:], "--folds", 3)
     assert "other settings" in sentence
+
+
+def test_a_folder_holds_a_study_of_the_same_images(tmp_path: Path) -> None:
+    write_json(tmp_path / "plan.json", {"folds": 2, "data": {"scans": "as they were"}})
+    _check_folder(tmp_path, {"folds": 2, "data": {"more": "of them"}})
+    _check_folder(tmp_path, {"folds": 2, "data": {"scans": "as they were"}})
+    with pytest.raises(InputError, match="other images called 'scans'"):
+        _check_folder(tmp_path, {"folds": 2, "data": {"more": "of them", "scans": "corrected"}})
 
 
 def test_bad_input_is_found_before_any_work(command: tuple[object, ...], tmp_path: Path) -> None:

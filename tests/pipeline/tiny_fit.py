@@ -93,11 +93,11 @@ def write_bomb(path: Path) -> Path:
     return path
 
 
-def write_scans(root: Path, per_class: int = 8, classes: tuple[str, ...] = CLASSES[:2]) -> Path:
+def write_scans(root: Path, per_class: int = 8, classes: tuple[str, ...] = CLASSES[:2], seed: int = 0) -> Path:
     """Class folders of PNGs, brighter by class."""
     for number, name in enumerate(classes):
         for i in range(per_class):
-            write_image(root / name / f"{i:03}.png", 1000 * number + i, 70 * number)
+            write_image(root / name / f"{i:03}.png", 10_000 * seed + 1000 * number + i, 70 * number)
     return root
 
 

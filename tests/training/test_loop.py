@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from dcube.config import OptimizerConfig, RuntimeConfig
@@ -121,6 +122,20 @@ def test_a_group_of_scale_zero_stands_still(run: Path) -> None:
     assert torch.equal(model[0].weight, before[0]) and not torch.equal(model[1].weight, before[1])
 
 
+def test_a_launcher_does_not_settle_precision_and_gradients(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = []
+    for name in ("plain", "launched"):
+        AcceleratorState._reset_state(True)
+        torch.manual_seed(0)
+        task = task_of(model=nn.Linear(3, 1))
+        train(task, OptimizerConfig(steps=3, name="sgd", **FP32), 3, 0, run / name, CPU)
+        weights.append(task.model.weight.detach().clone())
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state(True)
+    assert torch.equal(*weights)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_and_says_where(run: Path, bad: float) -> None:
     def loss(model: nn.Module, batch: dict[str, torch.Tensor], step: int) -> Any:
@@ -128,7 +143,8 @@ def test_a_loss_that_is_not_finite_stops_and_says_where(run: Path, bad: float) -
         return (value * bad if step == 6 else value), parts  # the 7th step
 
     with pytest.raises(DCubeError) as error:
-        train(task_of(loss=loss), OptimizerConfig(steps=30, **FP32), 30, 0, run, RuntimeConfig(device="cpu"))
+        task = task_of(loss=loss, optimizer_settings="test.optimizer")
+        train(task, OptimizerConfig(steps=30, **FP32), 30, 0, run, CPU)
     good = checkpoints(run / "checkpoint")[-1]
     message = str(error.value)
     assert "at step 7 " in message and f"(loss {bad:.4g}, error 2." in message and "lower test.optimizer.lr" in message

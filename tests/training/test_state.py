@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dcube.errors import DCubeError
@@ -47,6 +48,26 @@ def test_everything_comes_back(tmp_path: Path) -> None:
         assert expected.keys() == found.keys() and len(expected) == 14 + 3 * 4
         for name, tensor in expected.items():
             assert torch.equal(tensor, found[name]) and tensor.stride() == found[name].stride(), name
+
+
+def test_what_is_frozen_is_kept_once(tmp_path: Path) -> None:
+    def made(seed: int) -> TrainState:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 50).requires_grad_(False), nn.Linear(50, 2))
+        return TrainState(model, torch.optim.AdamW(model[1].parameters(), lr=0.1), EMA(model, 0.9))
+
+    state, again = made(0), made(1)
+    for _ in range(3):
+        state.model(torch.ones(1, 3)).square().mean().backward()
+        state.optimizer.step()
+        state.ema.update(state.model, state.step)
+        state.step += 1
+    found = state.save(tmp_path)
+    assert set(load_file(found / "ema.safetensors")) == {"1.weight", "1.bias"}
+    assert again.resume(tmp_path)
+    for name, tensor in everything(state).items():
+        assert torch.equal(tensor, everything(again)[name]), name
+    assert not torch.equal(again.model[1].weight, again.ema.model[1].weight)
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

@@ -166,19 +166,8 @@ def t2t_vit(number: int) -> Builder:
         network = T2TViT(shape, request.num_classes, request.size)
         source = "random"
         if request.file is not None:
-            load_into(network, _rescaled(file_tensors(request.file), shape), request.file, head="head")
+            load_into(network, file_tensors(request.file), request.file, head="head")
             source = f"file {request.file.name}"
         return Network(network, *IMAGENET), source
 
     return build
-
-
-def _rescaled(tensors: dict[str, torch.Tensor], shape: T2TSize) -> dict[str, torch.Tensor]:
-    """The released weights were trained with attention scaled by width^-1/2, ours scales by that of one head: the
-    queries take the difference."""
-    tensors = dict(tensors)
-    for name in tensors:
-        if name.endswith("attn.qkv.weight"):
-            tensors[name] = tensors[name].clone()
-            tensors[name][: shape.width] /= math.sqrt(shape.heads)
-    return tensors

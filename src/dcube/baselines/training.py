@@ -17,15 +17,14 @@ from dcube.data.dataset import ImageData
 from dcube.training.best import BestWeights
 from dcube.training.budget import Length, Pace, deadline, end, spent
 from dcube.training.log import read_log
-from dcube.training.loop import Batch, Hook, Parts, Task, train
+from dcube.training.loop import LOG_EVERY, Batch, Hook, Parts, Task, train
 from dcube.training.order import Order, numpy_rng, torch_rng
 from dcube.training.state import load_weights, save_weights
 
 CHUNK = 32  # images per forward of a prediction
 TRIAL_IMAGES = 4  # of the trial of the dtype
-PACE_STEPS, PACE_WARM = 12, 4  # steps of a first timing, and how many of them come before the clock is believed
-PACE_SECONDS = 4.0  # that a second, longer one lasts
-PACE_IMAGES = 64  # validation images that are timed
+PACE_SECONDS = 4.0  # that steps are timed for; a first timing of LOG_EVERY steps tells how many they are
+PACE_IMAGES = 256  # validation images that are timed: a look has a fixed cost too, which must not be scaled up
 
 
 class SystemBatches:
@@ -151,8 +150,7 @@ def system_paces(system: System, data: ImageData, settings: Experiment, director
     paces, stages = {}, system.stages()
     for stage in stages:
         part = directory / stage.name
-        task = stage_task(system, stage, data, settings, [Hook(1, lambda *_: None)])  # a row of the log at every step
-        pace = _timed(task, settings, part)
+        pace = _timed(stage_task(system, stage, data, settings, []), settings, part)
         begin = time.perf_counter()
         predict_system(system, data, some, settings)
         look = (time.perf_counter() - begin) * len(rows) / max(1, len(some)) if stage is stages[-1] else 0.0
@@ -161,13 +159,16 @@ def system_paces(system: System, data: ImageData, settings: Experiment, director
 
 
 def _timed(task: Task, settings: Experiment, directory: Path) -> float:
-    """Seconds of a step on the mean, by a few and then by as many as PACE_SECONDS hold. task: logs every step."""
-    pace, done, steps = 0.0, 0, PACE_STEPS
-    for _ in range(2):
+    """Seconds of a step on the mean, by LOG_EVERY steps and then, where these are over sooner, by as many as
+    PACE_SECONDS hold; as many before them are not counted.
+    """
+    pace, done, steps = 0.0, 0, 2 * LOG_EVERY
+    while steps > done:
         config = Length(steps).of(settings.classifier.optimizer)
         train(task, config, steps, settings.seed, directory, settings.runtime)
-        clock = [row["seconds"] for row in read_log(directory / "log.jsonl") if "seconds" in row]
-        warm = done + PACE_WARM
-        pace = max((clock[-1] - clock[warm - 1]) / (len(clock) - warm), 1e-3)
-        done, steps = steps, steps + PACE_WARM + math.ceil(PACE_SECONDS / pace)
+        clock = {row["step"]: row["seconds"] for row in read_log(directory / "log.jsonl") if "seconds" in row}
+        first = done + LOG_EVERY
+        pace = max((clock[steps] - clock[first]) / (steps - first), 1e-3)
+        more = 0 if done or pace * LOG_EVERY >= PACE_SECONDS else 1 + math.ceil(PACE_SECONDS / pace / LOG_EVERY)
+        done, steps = steps, steps + LOG_EVERY * more
     return pace

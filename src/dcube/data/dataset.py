@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcube.data.records import SPLITS
-from dcube.data.seen import Seen, flags, mask
+from dcube.data.seen import CONTENT, Seen, flags, mark, marks, mask
 from dcube.data.store import Store
 from dcube.errors import InputError
 
@@ -41,15 +41,19 @@ class ImageData:
 
     @property
     def seen(self) -> Seen:
-        """The images that a training on this data sees."""
-        return {self.store.key: mask(self.splits == "train")}
+        """The images that a training on this data sees, by their rows and by their pixels: the table may change."""
+        found = {mark(self.store.pixels[row]) for row in self.indices("train")}
+        return {self.store.key: mask(self.splits == "train"), CONTENT: "".join(sorted(found))}
 
     def seen_by(self, other: Seen) -> int:
         """How many validation and test images a training that has seen `other` knows already."""
-        if self.store.key not in other:
-            return 0
-        known = flags(other[self.store.key], len(self.splits))
-        return int((known & np.isin(self.splits, ["val", "test"])).sum())
+        asked, contents = np.isin(self.splits, ["val", "test"]), marks(other)
+        known = np.zeros(len(asked), bool)
+        if self.store.key in other:
+            known = flags(other[self.store.key], len(self.splits))
+        for row in np.flatnonzero(asked & ~known) if contents else ():
+            known[row] = mark(self.store.pixels[row]) in contents
+        return int((known & asked).sum())
 
     def indices(self, split: str) -> np.ndarray:
         """Rows of one split in the store's order, int64 [n]. Raises InputError for a name that is no split."""

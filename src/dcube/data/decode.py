@@ -1,5 +1,6 @@
 """From a file to raw pixels, and from raw pixels to one square size, channel count and range."""
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -12,12 +13,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from dcube.data import dicom
 from dcube.errors import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", *dicom.SUFFIXES)
+SUFFIXES = (*dicom.PICTURES, *dicom.SUFFIXES)
 MAX_PIXELS = 100_000_000  # 100 Mpx; more is refused by the header alone, before memory is asked for
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's conversion to grey
 _SAMPLE_VALUES = 4096  # values per image that enter the percentiles
+_SAMPLE_COLUMNS = 8  # that they are of at least, the first of which may be nothing but background
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -194,7 +196,9 @@ class Normalisation:
 
     def floats(self, stored: np.ndarray) -> np.ndarray:
         """Stored integers -> float32 in [0, 1]."""
-        return stored.astype(np.float32) / np.float32(np.iinfo(self.dtype).max)
+        values = stored.astype(np.float32)
+        values /= np.float32(np.iinfo(self.dtype).max)
+        return values
 
 
 def _planes(raw: np.ndarray, channels: int) -> list[np.ndarray]:
@@ -241,9 +245,16 @@ Look = tuple[bool, np.ndarray | None]
 
 def look(raw: np.ndarray) -> Look:
     """What one raw image tells about its set: is there colour, and a few thousand values unless it is 8-bit."""
-    values = raw.ravel()
-    deep = None if raw.dtype == np.uint8 else values[:: max(1, values.size // _SAMPLE_VALUES)].astype(np.float32)
-    return is_colour(raw), deep
+    return is_colour(raw), None if raw.dtype == np.uint8 else _sampled(raw).astype(np.float32)
+
+
+def _sampled(raw: np.ndarray) -> np.ndarray:
+    """Some _SAMPLE_VALUES values, evenly spaced: of many columns, and of every colour."""
+    values, row, colours = raw.ravel(), raw.size // len(raw), raw.size // (raw.shape[0] * raw.shape[1])
+    step = max(1, values.size // _SAMPLE_VALUES)
+    while row // math.gcd(step, row) < min(_SAMPLE_COLUMNS, row) or (colours > 1 and step % colours == 0):
+        step += 1
+    return values[::step]
 
 
 def survey(

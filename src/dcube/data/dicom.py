@@ -12,6 +12,7 @@ import numpy as np
 from dcube.errors import InputError
 
 SUFFIXES = (".dcm", ".dicom")
+PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAGIC = b"DICM"  # behind a preamble of 128 bytes
 RESCALE = ("RescaleSlope", "RescaleIntercept")
 
@@ -20,7 +21,7 @@ def is_dicom(path: Path) -> bool:
     """By the ending of its name; by its first bytes where that says nothing."""
     if path.suffix.lower() in SUFFIXES:
         return True
-    if path.suffix[1:].isalpha() or not path.is_file():
+    if path.suffix.lower() in PICTURES or not path.is_file():
         return False
     with open(path, "rb") as handle:
         return handle.read(132)[128:] == MAGIC

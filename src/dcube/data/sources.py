@@ -233,14 +233,18 @@ def _list(folder: Path) -> tuple[list[Path], list[Path], int]:
     except PermissionError as error:
         raise InputError(f"The folder {folder} cannot be read: permission denied.") from error
     for entry in entries:
-        hidden = entry.name.startswith((".", "__MACOSX"))
         if entry.is_dir():
-            folders += [] if hidden else [Path(entry.path)]
-        elif not hidden and entry.name.lower().endswith(SUFFIXES):
+            folders += [] if hidden(entry.name) else [Path(entry.path)]
+        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES):
             images.append(Path(entry.path))
         else:
             others += 1
     return folders, images, others
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that the system put there."""
+    return name.startswith((".", "__MACOSX"))
 
 
 def check_name(path: str | Path) -> None:

@@ -5,7 +5,6 @@ import errno
 import io
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Self
 import numpy as np
 
 from dcube.config import DataConfig
+from dcube.data.cache import default_cache, remove_abandoned, tell_readable
 from dcube.data.decode import Look, Normalisation, edges, is_colour, look, survey
 from dcube.data.records import ImageSet, Record
 from dcube.data.twins import joined_groups, twins_of
@@ -24,7 +24,6 @@ STORE_FILE = "store.json"
 _TABLE_FILE, _PIXEL_FILE = "table.csv", "pixels.bin"
 _FORMAT = 1  # raised when stored pixels change their meaning: older stores are then built again
 _SURVEY = 256  # images that range and channels are chosen from
-_STALE = 3600.0  # seconds after which an unfinished build counts as abandoned
 Progress = Callable[[int, int], None]
 
 
@@ -47,6 +46,7 @@ class Store:
         index = {name: number for number, name in enumerate(self.classes)}
         self.labels = np.array([index[row["label"]] for row in rows], dtype=np.int64)
         self.pixels = _mapped(directory, self.normalisation, len(rows))
+        self.sides: list[int] | None = meta.get("sides")  # percentiles 0.5 and 99.5 of the files; None: an older store
         self.twins: list[list[int]] | None = meta.get("twins")  # None: made before they were looked for
         self.groups = joined_groups([row["group"] for row in rows], self.twins or [], self.given_splits)
 
@@ -85,14 +85,6 @@ class Store:
         return ImageSet(self.name, None, records, read, prepared=self.directory)
 
 
-def default_cache() -> Path:
-    """$DCUBE_CACHE, else $XDG_CACHE_HOME/dcube, else ~/.cache/dcube."""
-    if own := os.environ.get("DCUBE_CACHE"):
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "dcube"
-
-
 def store_key(images: ImageSet, config: DataConfig) -> str:
     """16 hex digits that change with the table, the bytes of any file, or a setting that changes pixels."""
     if images.prepared is not None:
@@ -127,8 +119,11 @@ def cached_store(
         return _prepared(images.prepared, config)
     key = store_key(images, config)
     directory = (cache_dir or default_cache()) / "stores" / key
+    remove_abandoned(directory.parent)
     if (directory / STORE_FILE).is_file():
-        return Store.open(directory)
+        store = Store.open(directory)
+        tell_readable(images, store.broken, directory)
+        return store
     return _build(images, config, directory, key, progress)
 
 
@@ -162,7 +157,7 @@ def _build(images: ImageSet, config: DataConfig, directory: Path, key: str, prog
     work = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        _remove_stale(directory)
+        remove_abandoned(directory.parent, directory.name)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         _fill(images, config, work, key, progress)
@@ -191,7 +186,7 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     while True:
         looks = _looks(images, sorted(chosen))
         normalisation = survey(looks, config.size, config.channels, config.aspect, config.window)
-        surprise, kept, broken = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
+        surprise, kept, broken, sides = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
         if surprise is None:
             break
         chosen.add(surprise)  # a colour or 16-bit image that the survey had not met: at most twice
@@ -208,6 +203,7 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     write_json(work / STORE_FILE, {
         "format": _FORMAT, "key": key, "name": images.name, "images": len(rows), "classes": images.classes,
         "normalisation": normalisation.to_dict(), "broken": broken, "twins": twins,
+        "sides": np.percentile(sides, [0.5, 99.5]).astype(int).tolist(),
     })  # fmt: skip
 
 
@@ -224,37 +220,41 @@ def _looks(images: ImageSet, indices: list[int]) -> list[Look]:
 
 def _write_pixels(
     images: ImageSet, normalisation: Normalisation, config: DataConfig, path: Path, progress: Progress | None
-) -> tuple[int | None, list[int], list[dict[str, str]]]:
-    """Stream all images into one file. Returns (index of an image that does not fit the survey, kept, broken)."""
+) -> tuple[int | None, list[int], list[dict[str, str]], list[int]]:
+    """Stream all images into one file. Returns (index of an image that does not fit the survey, kept, broken, longer
+    side of every kept one in pixels).
+    """
     may_widen = config.channels == "auto" and normalisation.channels == 1
 
-    def convert(record: Record) -> np.ndarray | str | None:
+    def convert(record: Record) -> tuple[np.ndarray, int] | str | None:
         try:
             raw = images.read(record)
         except InputError as error:
             return str(error).removeprefix(f"{images.root / record.path}: " if images.root else "")
         grown = (raw.dtype != np.uint8 and normalisation.bits == 8) or (may_widen and is_colour(raw))
-        return None if grown else normalisation.apply(raw)
+        return None if grown else (normalisation.apply(raw), max(raw.shape[:2]))
 
     kept: list[int] = []
     broken: list[dict[str, str]] = []
+    sides: list[int] = []
     chunk = 16 * _threads()  # decoded images that may wait for their turn to be written
     with open(path, "wb") as handle, ThreadPoolExecutor(_threads()) as pool:
         for start in range(0, len(images.records), chunk):
             part = images.records[start : start + chunk]
             for index, result in enumerate(pool.map(convert, part), start):
                 if result is None:
-                    return index, [], []
+                    return index, [], [], []
                 if isinstance(result, str):
                     broken.append({"path": images.records[index].path, "reason": result})
                 else:
-                    handle.write(result.tobytes())
+                    handle.write(result[0].tobytes())
                     kept.append(index)
+                    sides.append(result[1])
                 if progress:
                     progress(index + 1, len(images.records))
         handle.flush()
         os.fsync(handle.fileno())
-    return None, kept, broken
+    return None, kept, broken, sides
 
 
 def _check_broken(images: ImageSet, kept: list[int], broken: list[dict[str, str]], max_broken: float) -> None:
@@ -282,13 +282,6 @@ def _publish(work: Path, directory: Path) -> Store:
         if not (directory / STORE_FILE).is_file():  # else another process was quicker with the same store
             raise
     return Store.open(directory)
-
-
-def _remove_stale(directory: Path) -> None:
-    for left in directory.parent.glob(f".{directory.name}.*.tmp"):
-        times = [file.stat().st_mtime for file in (left, *left.iterdir())]
-        if time.time() - max(times) > _STALE:
-            shutil.rmtree(left, ignore_errors=True)
 
 
 def _gigabytes(images: ImageSet, config: DataConfig) -> str:

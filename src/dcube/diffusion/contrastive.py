@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from dcube.config import ContrastiveConfig
-from dcube.training.runtime import full_precision
+from dcube.training.runtime import full_precision, precision
 from dcube.training.team import team_size
 
 
@@ -48,8 +48,9 @@ def all_pairs(feature: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, tor
     """
     i, j = torch.triu_indices(len(y), len(y), offset=1, device=y.device)
     same = y[i] == y[j]
-    share = same.float().mean().clamp(1 / len(i), 1 - 1 / len(i))
-    return feature[i], feature[j], same, torch.where(same, 0.5 / share, 0.5 / (1 - share))
+    share, least = same.float().mean(), 1 / len(i)
+    weight = torch.where(same, 0.5 / share.clamp(min=least), 0.5 / (1 - share).clamp(min=least))
+    return feature[i], feature[j], same, weight
 
 
 def supervised_contrastive(z: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -59,7 +60,8 @@ def supervised_contrastive(z: torch.Tensor, y: torch.Tensor, temperature: float)
     """
     z = F.normalize(full_precision(z), dim=1)
     itself = torch.eye(len(y), dtype=torch.bool, device=y.device)
-    logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
+    with precision(z.device, torch.float32):  # autocast would round the cosines, which lie close to 1
+        logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
     log_share = logits - logits.logsumexp(1, keepdim=True)
     positive = (y[:, None] == y[None]) & ~itself
     count = positive.sum(1)

@@ -192,6 +192,7 @@ def train_diffusion(
         hooks=[Hook(max(1, round(config.sample_every * steps_per_epoch)), draw)],
         watch=Watch(config.probe_minutes, lambda _, ema, extra: probe(current(ema), extra)) if probe else None,
         memory_settings="diffusion.optimizer.batch_size or diffusion.image_size",
+        optimizer_settings="diffusion.optimizer",
         trials=lambda: model.trials(
             torch.zeros(TRIAL_IMAGES, channels, config.image_size, config.image_size), torch.zeros(TRIAL_IMAGES).long()
         ),

@@ -5,6 +5,7 @@ regression on simple statistics of an image, and logistic regression on its 32x3
 """
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dcube.evaluation.linear import spread, tuned_regression
+from dcube.evaluation.linear import spread, tuned_layer
 from dcube.evaluation.metrics import Floats, Ints
 
 FLOORS = ("majority", "statistics", "pixels")
@@ -36,6 +37,7 @@ PIXEL_GRID = 32
 CHUNK = 64  # images worked on at once
 
 Images = NDArray[np.float32]
+Floor: TypeAlias = Callable[[Images], Floats]  # images [N, C, S, S] -> probabilities [N, K]
 
 
 def floors(
@@ -48,38 +50,63 @@ def floors(
     seed: int = 0,
     names: Sequence[str] = FLOORS,
 ) -> dict[str, Floats]:
-    """Probabilities [N, K] of the floors "majority", "statistics" and "pixels" (or those of `names`) for `images`.
+    """Probabilities [N, K] of `fitted_floors` for `images` [N, C, S, S]."""
+    fitted = fitted_floors(train_images, train_labels, train_groups, classes=classes, seed=seed, names=names)
+    return {name: floor(images) for name, floor in fitted.items()}
 
-    train_images: [n, C, S, S] in [0, 1]; train_labels: [n] in 0 .. classes - 1; train_groups: [n] names, kept whole
-    where the pixels' regression is tuned; images: [N, C, S, S]. A class without training images gets probability 0.
+
+def fitted_floors(
+    images: Images,
+    labels: Ints,
+    groups: NDArray[np.str_] | list[str],
+    *,
+    classes: int,
+    seed: int = 0,
+    names: Sequence[str] = FLOORS,
+) -> dict[str, Floor]:
+    """The floors "majority", "statistics" and "pixels" (or those of `names`), fitted on training images.
+
+    images: [n, C, S, S] in [0, 1]; labels: [n] in 0 .. classes - 1; groups: [n] names, kept whole where the pixels'
+    regression is tuned. A class without training images gets probability 0.
     """
-    train_labels = np.asarray(train_labels, dtype=np.int64)
-    frequencies = np.bincount(train_labels, minlength=classes) / len(train_labels)
-    majority = np.tile(frequencies, (len(images), 1))
-    if len(np.unique(train_labels)) < 2:
-        return {name: majority.copy() for name in names}
-    made: dict[str, Callable[[], Floats]] = {
+    labels = np.asarray(labels, dtype=np.int64)
+    frequencies = np.bincount(labels, minlength=classes) / len(labels)
+
+    def majority(asked: Images) -> Floats:
+        return np.tile(frequencies, (len(asked), 1))
+
+    if len(np.unique(labels)) < 2:
+        return dict.fromkeys(names, majority)
+    made: dict[str, Callable[[], Floor]] = {
         "majority": lambda: majority,
-        "statistics": lambda: _of_statistics(train_images, train_labels, images, classes),
-        "pixels": lambda: _of_pixels(train_images, train_labels, np.asarray(train_groups), images, classes, seed),
+        "statistics": lambda: _of_statistics(images, labels, classes),
+        "pixels": lambda: _of_pixels(images, labels, np.asarray(groups), classes, seed),
     }
     return {name: made[name]() for name in names}
 
 
-def _of_statistics(train_images: Images, train_labels: Ints, images: Images, classes: int) -> Floats:
+def _of_statistics(images: Images, labels: Ints, classes: int) -> Floor:
     regression = make_pipeline(StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=2000))
-    regression.fit(simple_statistics(train_images), train_labels)
-    return spread(regression.predict_proba(simple_statistics(images)), regression[-1].classes_, classes)
+    regression.fit(simple_statistics(images), labels)
+    return lambda asked: spread(
+        regression.predict_proba(simple_statistics(asked)), regression[-1].classes_, classes
+    )
 
 
-def _of_pixels(
-    train_images: Images, train_labels: Ints, groups: NDArray[np.str_], images: Images, classes: int, seed: int
-) -> Floats:
-    pixels, test_pixels = _pixels(train_images), _pixels(images)
+def _of_pixels(images: Images, labels: Ints, groups: NDArray[np.str_], classes: int, seed: int) -> Floor:
+    pixels = _pixels(images)
     centre, scale = pixels.mean(0), pixels.std() + 1e-8  # one scale: a constant border pixel must not be blown up
-    pixels, test_pixels = (pixels - centre) / scale, (test_pixels - centre) / scale
-    pixels, test_pixels = _rotate(pixels, test_pixels)
-    return tuned_regression(pixels, train_labels, groups, test_pixels, classes=classes, seed=seed)
+    pixels = (pixels - centre) / scale
+    # The directions in which training images differ are enough for a regression with an L2 penalty, whose weights lie
+    # in their span; it saves time where there are more pixels than images.
+    basis = np.linalg.svd(pixels, full_matrices=False)[2].T if pixels.shape[1] > len(pixels) else None
+    layer = tuned_layer(pixels if basis is None else pixels @ basis, labels, groups, classes=classes, seed=seed)
+
+    def answer(asked: Images) -> Floats:
+        values = (_pixels(asked) - centre) / scale
+        return layer(values if basis is None else values @ basis)
+
+    return answer
 
 
 def simple_statistics(images: Images) -> Floats:
@@ -130,15 +157,3 @@ def _overlaps(length: int, size: int) -> Images:
 
 def _pixels(images: Images) -> Floats:
     return shrink(images, PIXEL_GRID).reshape(len(images), -1).astype(np.float64)
-
-
-def _rotate(train: Floats, test: Floats) -> tuple[Floats, Floats]:
-    """Drop the directions in which the training images do not differ.
-
-    Exact for a regression with an L2 penalty, whose weights lie in the span of the training images; it saves time
-    where there are more pixels than images.
-    """
-    if train.shape[1] <= train.shape[0]:
-        return train, test
-    basis = np.linalg.svd(train, full_matrices=False)[2]
-    return train @ basis.T, test @ basis.T

@@ -62,11 +62,9 @@ class LinearLayer:
         return softmax(features.astype(np.float64) @ self.weight.T + self.bias, axis=1)  # type: ignore[no-any-return]
 
 
-def tuned_regression(
-    train: Floats, labels: Ints, groups: NDArray[np.str_], features: Floats, *, classes: int, seed: int
-) -> Floats:
-    """Probabilities [N, K] of a balanced logistic regression whose C is tuned by group-wise folds inside train."""
-    return _tuned(train, labels, groups, classes, seed)[0](features)
+def tuned_layer(train: Floats, labels: Ints, groups: NDArray[np.str_], *, classes: int, seed: int) -> LinearLayer:
+    """A balanced logistic regression on train [n, d] whose C is tuned by group-wise folds inside it."""
+    return _tuned(train, labels, groups, classes, seed)[0]
 
 
 def _tuned(

@@ -70,11 +70,10 @@ def weighted_metrics(probabilities: Floats, labels: Ints, weights: Floats) -> di
     without images. Brier: squared error summed over the classes (0 .. 2). ECE: 15 equal bins of the confidence.
     """
     probabilities, labels = check_predictions(probabilities, labels)
-    count, classes = probabilities.shape
-    predicted = probabilities.argmax(1)
-    cells = np.zeros((count, classes * classes))
-    cells[np.arange(count), labels * classes + predicted] = 1
-    confusion = (weights @ cells).reshape(-1, classes, classes)
+    classes, predicted = probabilities.shape[1], probabilities.argmax(1)
+    cells = labels * classes + predicted
+    counts = np.array([np.bincount(cells, each, classes**2) for each in weights], dtype=np.float64)
+    confusion = counts.reshape(-1, classes, classes)
     total = weights.sum(1)
 
     present = np.bincount(labels, minlength=classes) > 0

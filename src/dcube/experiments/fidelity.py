@@ -82,7 +82,7 @@ def pooled_features(network: SubNetwork, images: np.ndarray) -> np.ndarray:
     made = []
     for part in np.array_split(images, max(1, len(images) // 32)):
         x = F.interpolate(torch.from_numpy(part).float().to(device), (SIZE, SIZE), mode="bilinear", antialias=True)
-        made.append(network(x).mean((2, 3)).double().cpu().numpy())
+        made.append(network(x).mean((2, 3)).cpu().double().numpy())
     return np.concatenate(made)
 
 
@@ -92,4 +92,4 @@ def _save(path: Path, images: np.ndarray) -> None:
 
 
 def _weights(diffusion: Diffusion) -> str:
-    return digest({k: v.double().abs().sum().item() for k, v in diffusion.model.state_dict().items()})
+    return digest({k: v.cpu().double().abs().sum().item() for k, v in diffusion.model.state_dict().items()})

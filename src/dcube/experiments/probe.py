@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.stats import spearmanr
 
 from dcube.classifier.reader import CnnCovariances, Reader, Step1Covariances, WholeMaps, reader_features
@@ -22,9 +23,11 @@ from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.files import write_json, write_text
 from dcube.progress import progress
+from dcube.training.order import key, numpy_rng
 from dcube.training.runtime import pick_device
 
 PIXELS = 32  # side of the raw pixels
+MOST = 10_000  # images that are fitted on, and that are asked about: all features of one probe are in memory
 Named = tuple[str, str, int | None, np.ndarray]  # model, block, timestep, features [n, d]
 
 
@@ -35,17 +38,21 @@ def probe(
     """Probe every block at every timestep; leaves probe.csv and probe.json in `directory`.
 
     A probe is PCA (256) and balanced logistic regression on the block's map, fitted on the training split with C
-    tuned inside it, and measured on `split`. Models: `trained`, `untrained` (the same network as the seed initialises
-    it), `pixels`, `cnn` (the recipe's CNN as it comes) and `trained+cnn`, `untrained+cnn`; of both networks also the
-    covariances of all blocks together (block `covariances`), and of the CNN (`cnn_covariances`). Each row: model,
-    block, timestep, macro_f1 and accuracy with intervals; for the trained network also the paired differences of
-    macro-F1 `over_untrained` (the untrained network at the same block and timestep), `over_pixels` and `over_cnn`. With
-    the run's `selection`, the result also says whether less Gaussian blocks have better features (`gaussianity`).
+    tuned inside it, and measured on `split`; of either split MOST images at random where there are more. Models:
+    `trained`, `untrained` (the same network as the seed initialises it), `pixels`, `cnn` (the recipe's CNN as it comes)
+    and `trained+cnn`, `untrained+cnn`; of both networks also the covariances of all blocks together (block
+    `covariances`), and of the CNN (`cnn_covariances`). Each row: model, block, timestep, macro_f1 and accuracy with
+    intervals; for the trained network also the paired differences of macro-F1 `over_untrained` (the untrained network
+    at the same block and timestep), `over_pixels` and `over_cnn`. With the run's `selection`, the result also says
+    whether less Gaussian blocks have better features (`gaussianity`).
     Returns what probe.json holds.
     """
-    train, asked, groups = data.indices("train"), data.indices(split), np.array(data.groups)
+    train, asked = (_some(data.indices(name), settings.seed) for name in ("train", split))
+    groups = np.array(data.groups)
     labels = data.labels[asked]
     how = settings.classifier
+    how_sure: dict[str, Any] = settings.evaluation.model_dump(include={"bootstrap", "level"}) | {"seed": settings.seed}
+    torch.manual_seed(key(settings.seed, "probe", "cnn"))  # of a CNN without pretrained weights
     network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size).to(pick_device(settings.runtime.device))
     cnn = cnn_features(network, data, np.concatenate([train, asked]), how.cnn_size)
     held: dict[tuple[str, str, int | None], np.ndarray] = {}
@@ -60,13 +67,13 @@ def probe(
             held[model, block, t] = probabilities
             measured = evaluate_predictions(
                 probabilities, labels, groups[asked], data.classes,
-                bootstrap=settings.evaluation.bootstrap, seed=settings.seed,
+                **how_sure,
             )  # fmt: skip
             row: dict[str, Any] = {"model": model, "block": block, "timestep": t}
             row |= {name: measured[name] for name in ("macro_f1", "accuracy")}
             if model.startswith("trained"):
                 for name, other in _others(settings, model, block, t).items():
-                    row[name] = paired_difference(probabilities, held[other], labels, groups[asked], seed=settings.seed)
+                    row[name] = paired_difference(probabilities, held[other], labels, groups[asked], **how_sure)
             rows.append(row)
             advance(len(rows), f"{model} {block} {measured['macro_f1']['value']:.3f}")
     write_text(directory / "probe.csv", _table(rows))
@@ -75,6 +82,11 @@ def probe(
         result["gaussianity"] = gaussianity_agreement(selection, rows)
     write_json(directory / "probe.json", result)
     return result
+
+
+def _some(rows: np.ndarray, seed: int) -> np.ndarray:
+    """MOST of the rows, drawn from the seed, in their order."""
+    return rows if len(rows) <= MOST else np.sort(numpy_rng(seed, "probe").choice(rows, MOST, replace=False))
 
 
 def gaussianity_agreement(selection: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -107,14 +119,16 @@ def _all_features(
 
     def covariances(reader: Reader, whole: WholeMaps | None) -> np.ndarray:
         features = reader_features(reader.to(diffusion.device), data, rows, how, whole)
-        found: np.ndarray = features * evened(features[: len(train)], reader.widths)
-        return found
+        features *= evened(features[: len(train)], reader.widths)
+        return features
 
     yield "pixels", f"{PIXELS}x{PIXELS}", None, data.images(rows, PIXELS).flatten(1).numpy()
     yield "cnn", how.cnn, None, cnn
     with contextlib.suppress(InputError):  # a CNN without such maps
+        torch.manual_seed(key(settings.seed, "probe", "cnn"))  # the same one
         yield "cnn_covariances", how.cnn, None, covariances(CnnCovariances(how, len(data.classes)), None)
-    scaled = cnn / (cnn.std() + 1e-8)
+    scaled = cnn / (cnn[: len(train)].std() + 1e-8)
+    balance = scaled[: len(train)].var(0).sum()
     begun = untrained(diffusion.config, diffusion.channels, diffusion.classes, settings.seed, diffusion.device)
     for model, network in (("untrained", begun), ("trained", diffusion)):
         for index, block in enumerate(network.model.blocks):
@@ -123,7 +137,7 @@ def _all_features(
                 [features] = flat_features(frozen, data, rows, [t])
                 yield model, block, t, features
                 # both at unit variance in sum, so that the PCA does not see the larger one alone
-                weight = np.sqrt(scaled.var(0).sum() / (features.var(0).sum() + 1e-12))
+                weight = np.sqrt(balance / (features[: len(train)].var(0).sum() + 1e-12))
                 yield f"{model}+cnn", block, t, np.concatenate([features * weight, scaled], axis=1)
         whole = WholeMaps(network, settings.features.model_copy(update={"eval_timesteps": timesteps}))
         reader = Step1Covariances(whole.channels, len(data.classes))

@@ -16,7 +16,15 @@ from dcube.config import Experiment
 from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.experiments.pool import run_units
-from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system, fold_data, reference_probes
+from dcube.experiments.step1_cell import (
+    Arm,
+    Cell,
+    best_blocks,
+    check_initial,
+    classify_system,
+    fold_data,
+    reference_probes,
+)
 from dcube.settings import override
 
 TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "eq. 3 alone"
@@ -84,8 +92,8 @@ def study(
     `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
     without it cells where that is done already are returned too.
 
-    InputError where a class has too few groups for the folds, or for a quarter of their training parts, and with `test`
-    where a set brings no test split.
+    InputError where a class has too few groups for the folds, or for a quarter of their training parts, with `test`
+    where a set brings no test split, and where `diffusion.init` has seen images that are held out.
     """
     def units_of(
         arms: Sequence[str], share: bool, some: Sequence[int], parts: Sequence[int | None] = range(folds)
@@ -108,7 +116,7 @@ def study(
     shares = (False, True) if quarter else (False,)
     last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
     for unit in (*whole, *scarce, *(last if test else ())):
-        cell_of(unit)  # too few groups for such parts are found before hours of work
+        check_initial(cell_of(unit), settings)  # as too few groups for such parts, found before hours of work
     for units in ([*whole, *others, *scarce], last if test else []):  # no test split before all folds are done
         if units:
             run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
@@ -139,12 +147,12 @@ def cell_of(unit: Unit) -> Cell:
     return Cell(unit.directory, data, unit.settings.seed)
 
 
-def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, list[np.ndarray]], np.ndarray, np.ndarray]:
-    """Probabilities of one data set and share, pooled over the folds: ({system: [N, K] per seed}, labels [N], groups
+def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray, np.ndarray]:
+    """Probabilities of one data set and share, pooled over the folds: ({system: {seed: [N, K]}}, labels [N], groups
     [N]).
     """
     seeds = sorted({unit.settings.seed for unit in units})
-    repeats: dict[str, list[np.ndarray]] = {}
+    repeats: dict[str, dict[int, np.ndarray]] = {}
     for seed in seeds:
         cells = [cell_of(unit) for unit in units if unit.settings.seed == seed]
         rows = np.concatenate([cell.held_out for cell in cells])
@@ -153,6 +161,6 @@ def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, list[np.ndarray
         for name in parts[0]:
             if not all(name in part for part in parts):
                 continue  # an interrupted study has asked it of some cells only
-            repeats.setdefault(name, []).append(np.concatenate([part[name] for part in parts])[order])
+            repeats.setdefault(name, {})[seed] = np.concatenate([part[name] for part in parts])[order]
     store, index = cells[0].data, rows[order]
     return repeats, store.labels[index], np.array(store.groups)[index]

@@ -110,10 +110,10 @@ def _joined(found: dict[str, np.ndarray], system: str, *probes: str) -> np.ndarr
     return joined(torch.from_numpy(found[system]), *(torch.from_numpy(found[probe]).log() for probe in probes)).numpy()
 
 
-def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
+def summarise(units: Sequence[Unit], **how_sure: Any) -> dict[str, Any]:
     """{data set: {share: {"n", "groups", "macro_f1": {system: M}, "differences": [{"of", "to", ..M}],
     "chosen": {arm: [[block, timestep] of each cell]}, "inside": {arm: macro-F1}}}}; M as in `repeated_metric`,
-    shares as in SHARES.
+    shares as in SHARES. how_sure: `bootstrap` and `level` of the intervals.
     """
     result: dict[str, Any] = {}
     for name in dict.fromkeys(unit.name for unit in units):
@@ -127,12 +127,12 @@ def summarise(units: Sequence[Unit], bootstrap: int = 2000) -> dict[str, Any]:
                 "folds": None if chosen[0].fold is None else chosen[0].folds,
                 "seeds": sorted({unit.settings.seed for unit in chosen}),
                 "macro_f1": {
-                    system: repeated_metric(p, labels, groups, bootstrap=bootstrap) for system, p in repeats.items()
+                    system: repeated_metric([*p.values()], labels, groups, **how_sure) for system, p in repeats.items()
                 },
                 "differences": [
                     {"of": a, "to": b}
-                    | _difference(repeats[a], repeats[b], labels, groups, bootstrap)
-                    for a, b in QUESTIONS if a in repeats and b in repeats
+                    | _difference(repeats[a], repeats[b], labels, groups, how_sure)
+                    for a, b in QUESTIONS if repeats.get(a, {}).keys() & repeats.get(b, {}).keys()
                 ],
                 "chosen": _chosen(chosen), "inside": _inside(chosen),
             }  # fmt: skip
@@ -145,11 +145,12 @@ def _share(unit: Unit) -> str:
 
 
 def _difference(
-    a: list[np.ndarray], b: list[np.ndarray], labels: np.ndarray, groups: np.ndarray, bootstrap: int
-) -> dict[str, Any]:
+    a: dict[int, np.ndarray], b: dict[int, np.ndarray], labels: np.ndarray, groups: np.ndarray,
+    how_sure: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
     """Paired over the seeds that both have: eq. 3 alone and the relatives of eq. 4 were asked with the first one."""
-    both = min(len(a), len(b))
-    return repeated_difference(a[:both], b[:both], labels, groups, bootstrap=bootstrap)
+    both = [seed for seed in a if seed in b]
+    return repeated_difference([a[s] for s in both], [b[s] for s in both], labels, groups, **how_sure)
 
 
 def _chosen(units: Sequence[Unit]) -> dict[str, list[list[int]]]:

@@ -193,8 +193,10 @@ def _offline_model() -> Any:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a weights file (.safetensors, or .pth read with weights_only, bare or under "state_dict"); InputError
-    where there is none or where it cannot be read safely."""
+    """Tensors of a weights file (.safetensors, or .pth read with weights_only: bare, under "state_dict_ema", which is
+    taken before "state_dict", and of a model that several GPUs trained); InputError where there is none or where it
+    cannot be read safely.
+    """
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -203,7 +205,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         held: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except Exception as error:
         raise InputError(f"The weights file '{path}' cannot be read safely ({type(error).__name__}).") from error
-    return held.get("state_dict", held) if isinstance(held, dict) else {}
+    if not isinstance(held, dict):
+        return {}
+    tensors = held.get("state_dict_ema") or held.get("state_dict") or held
+    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
 def _model_from_file(name: str, path: Path, size: int) -> nn.Module:

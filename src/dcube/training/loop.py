@@ -55,6 +55,7 @@ class Task:
     hooks: list[Hook] = field(default_factory=list)
     watch: Watch | None = None
     memory_settings: str = "the batch size"
+    optimizer_settings: str = "classifier.optimizer"
     trials: Callable[[], dict[str, Trial]] | None = None  # what tells the model's speed; None: the hardware's dtype
     unused: bool = False  # whether the model may have parameters that its forward does not use
 
@@ -95,7 +96,7 @@ def train(
     look = Looks(task.watch, clock, log, state)
 
     def report() -> dict[str, Any]:
-        row = _flush(buffer, task.name, directory) | {"lr": learning_rate(config, state.step - 1, steps)}
+        row = _flush(buffer, task.optimizer_settings, directory) | {"lr": learning_rate(config, state.step - 1, steps)}
         row |= {"epoch": state.step / task.steps_per_epoch, "seconds": round(clock.seconds, 3)}
         if log:
             log.write(row)
@@ -212,7 +213,7 @@ def ahead(batch: Callable[[int], Batch], start: int, stop: int, loaders: int = 1
             torch.set_num_threads(threads)  # also of threads that are still to come
 
 
-def _flush(buffer: list[tuple[int, Parts]], name: str, directory: Path) -> dict[str, Any]:
+def _flush(buffer: list[tuple[int, Parts]], optimizer: str, directory: Path) -> dict[str, Any]:
     """Means over the buffered steps as one log row; DCubeError at the first step whose loss is not finite."""
     names = list(buffer[0][1])
     table = torch.stack([torch.stack([parts[n].float() for n in names]) for _, parts in buffer]).cpu()  # one wait
@@ -221,8 +222,8 @@ def _flush(buffer: list[tuple[int, Parts]], name: str, directory: Path) -> dict[
             parts = ", ".join(f"{n} {v:.4g}" for n, v in zip(names, row.tolist(), strict=True))
             good = checkpoints(directory / "checkpoint")[-1]
             raise DCubeError(
-                f"The loss is not finite at step {step} ({parts}); lower {name}.optimizer.lr or set"
-                f" {name}.optimizer.dtype=fp32. The last good checkpoint is {good}."
+                f"The loss is not finite at step {step} ({parts}); lower {optimizer}.lr or set"
+                f" {optimizer}.dtype=fp32. The last good checkpoint is {good}."
             )
     row = {"step": buffer[-1][0], **dict(zip(names, table.mean(0).tolist(), strict=True))}
     buffer.clear()

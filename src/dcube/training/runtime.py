@@ -42,7 +42,7 @@ class Runtime:
         if team_size() == 1 and held is not None and held.type != pick_device(config.device).type:
             AcceleratorState._reset_state(True)  # or the process's first training would settle the device of all others
         self.accelerator = Accelerator(
-            cpu=config.device == "cpu" or together,
+            cpu=config.device == "cpu" or together, mixed_precision="no",  # or its launcher's settings would decide
             kwargs_handlers=[
                 InitProcessGroupKwargs(timeout=PATIENCE),
                 # statistics of batch normalisation: the first process's own are kept
@@ -186,7 +186,7 @@ class Runtime:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Backward pass (gradients averaged over the processes)."""
-        self.accelerator.backward(loss)
+        loss.backward()  # type: ignore[no-untyped-call]  # not Accelerate's, which divides it by its launcher's settings
 
     def wait(self) -> None:
         """Barrier of all processes."""

@@ -34,7 +34,7 @@ class TrainState:
         temporary.mkdir(parents=True)
         try:
             save_file(_tensors(self.model), temporary / "model.safetensors")
-            save_file(_tensors(self.ema.model), temporary / "ema.safetensors")
+            save_file(_tensors(self.ema.model, besides=self.model), temporary / "ema.safetensors")
             save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
             (temporary / "state.json").write_text(json.dumps({"step": self.step, "extra": self.extra}))
             for path in (*temporary.iterdir(), temporary):
@@ -55,8 +55,9 @@ class TrainState:
         if not found:
             return False
         try:
-            self.model.load_state_dict(load_file(found[-1] / "model.safetensors"))
-            self.ema.model.load_state_dict(load_file(found[-1] / "ema.safetensors"))
+            weights = load_file(found[-1] / "model.safetensors")
+            self.model.load_state_dict(weights)
+            self.ema.model.load_state_dict(weights | load_file(found[-1] / "ema.safetensors"))
             self._load_optimizer(load_file(found[-1] / "optimizer.safetensors"))
             state = read_json(found[-1] / "state.json")
             self.step, self.extra = state["step"], state["extra"]
@@ -112,14 +113,17 @@ def unreadable(path: Path, error: Exception) -> str:
     return f"The weights {path} cannot be read ({error}); remove the file and repeat the command that made it."
 
 
-def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def _tensors(model: nn.Module, besides: nn.Module | None = None) -> dict[str, torch.Tensor]:
+    """Of the model on the CPU, without those that are the very ones of the model `besides`."""
+    shared = {name: tensor.data_ptr() for name, tensor in besides.state_dict().items()} if besides else {}
+    own = {name: tensor for name, tensor in model.state_dict().items() if shared.get(name) != tensor.data_ptr()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in own.items()}
 
 
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows opens no folder, and needs no such call
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)  # Windows flushes only what may be written
     try:
         os.fsync(handle)
     finally:

@@ -31,7 +31,7 @@ from dcube.settings import override
 from dcube.training.budget import Budget, Length, Pace, deadline, end, length_of, spent
 from dcube.training.runtime import pick_device
 
-NO_SAMPLES = "diffusion.sample_every=1000000"  # pictures are no part of the comparison
+NO_SAMPLES = "diffusion.sample_every=1000000"  # no pictures before the last step
 
 
 def prepare(unit: Unit) -> None:

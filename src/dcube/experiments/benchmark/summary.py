@@ -61,7 +61,7 @@ def _set(benchmark: Benchmark, name: str, split: str) -> dict[str, Any]:
     held = {model: _repeats([u for u in units if u.model == model], split) for model in benchmark.models}
     trained = [model for model in benchmark.models if held[model]]
     reference = REFERENCE if REFERENCE in trained else trained[0] if trained else None
-    bootstrap = benchmark.terms.settings.evaluation.bootstrap
+    how_sure: dict[str, Any] = benchmark.terms.settings.evaluation.model_dump(include={"bootstrap", "level"})
     systems = []
     for model in benchmark.models:
         own = [unit for unit in units if unit.model == model]
@@ -73,9 +73,9 @@ def _set(benchmark: Benchmark, name: str, split: str) -> dict[str, Any]:
             systems.append(row | {"failed": reasons[0]})
             continue
         row |= _facts(own)
-        row["metrics"] = repeated_metrics(held[model], labels, groups, SHOWN, bootstrap=bootstrap)
+        row["metrics"] = repeated_metrics(held[model], labels, groups, SHOWN, **how_sure)
         if reference is not None and model != reference:
-            row |= _against(held[model], held[reference], labels, groups, bootstrap)
+            row |= _against(held[model], held[reference], labels, groups, how_sure)
         systems.append(row)
     systems.sort(key=lambda row: -row["metrics"]["macro_f1"]["value"] if "metrics" in row else 1.0)
     cells = [found for unit in units if "failed" not in (found := read_json(unit.result))]
@@ -114,12 +114,13 @@ def _is_random(weights: str) -> bool:
 
 
 def _against(
-    repeats: list[np.ndarray], reference: list[np.ndarray], labels: np.ndarray, groups: np.ndarray, bootstrap: int
+    repeats: list[np.ndarray], reference: list[np.ndarray], labels: np.ndarray, groups: np.ndarray,
+    how_sure: dict[str, Any],
 ) -> dict[str, Any]:
     """A system minus the reference: paired bootstrap of macro-F1; tests on the mean prediction of the seeds."""
     (mine, own), (theirs, _) = (one_per_group(np.mean(p, axis=0), labels, groups) for p in (repeats, reference))
     return {
-        "difference": repeated_difference(repeats, reference, labels, groups, bootstrap=bootstrap),
+        "difference": repeated_difference(repeats, reference, labels, groups, **how_sure),
         "mcnemar": mcnemar(mine.argmax(1), theirs.argmax(1), own), "delong": delong(mine, theirs, own),
     }  # fmt: skip
 

@@ -1,0 +1,54 @@
+"""The folder in which prepared images wait for the next command."""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from dcube.data.records import ImageSet
+from dcube.errors import InputError
+
+ABANDONED = 3600.0  # seconds after the last change of an unfinished store
+TRIED = 20  # unreadable files that are tried again
+
+
+def default_cache() -> Path:
+    """$DCUBE_CACHE, else $XDG_CACHE_HOME/dcube, else ~/.cache/dcube."""
+    if own := os.environ.get("DCUBE_CACHE"):
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dcube"
+
+
+def remove_abandoned(folder: Path, name: str = "*") -> None:
+    """Remove what killed processes left unfinished of a store, or of any in this folder: it can be many gigabytes."""
+    for left in folder.glob(f".{name}.*.tmp"):
+        try:
+            changed = max(file.stat().st_mtime for file in (left, *left.iterdir()))
+        except OSError:  # another process has just finished or removed it
+            continue
+        if time.time() - changed > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def tell_readable(images: ImageSet, broken: Sequence[dict[str, str]], directory: Path) -> None:
+    """A line on stderr where files that could not be read when a store was made can be read by now (the first of them
+    are tried): a codec may have been installed, a disk be there again.
+    """
+    names = {row["path"] for row in broken[:TRIED]}
+    readable = []
+    for record in images.records if names else ():
+        if record.path in names:
+            try:
+                images.read(record)
+            except InputError:
+                continue
+            readable.append(record.path)
+    if readable:
+        print(
+            f"Images that could not be read when these were prepared can be read now, such as {readable[0]}; to use"
+            f" them, remove {directory} and begin in a new folder or with --restart.",
+            file=sys.stderr,
+        )
