@@ -1,10 +1,13 @@
 """Occlusion finds what an answer hangs on, where that is known, and says when it has found nothing."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from dcube import explanation
 from dcube.explanation import FULL, Explanation, blurred, explain, overlay
 
 SIZE, GRID = 56, 14
@@ -86,3 +89,17 @@ def test_red_where_hiding_lowers_and_blue_where_it_raises() -> None:
     assert red[0] > red[2] + 30 and blue[2] > blue[0] + 30 and (shown[28, 28] == shown[28, 28, 0]).all()
     faint = overlay(grey, drop * 0.02)[:, SIZE:].astype(int)  # a hundredth of a probability, far below FULL
     assert FULL > 0.5 * 0.02 and np.abs(faint - overlay(grey, 0 * drop)[:, SIZE:]).max() < 20
+
+
+def test_the_record_is_written_ever_more_seldom_and_whole_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(explanation, "write_json", lambda file, rows: sizes.append(len(rows)))
+    rows: list[dict[str, Any]] = []
+    with pytest.raises(KeyboardInterrupt), explanation._record(tmp_path / "record.json", rows) as written:
+        for number in range(1000):
+            written()
+            rows.append({"number": number})
+        raise KeyboardInterrupt
+    assert sizes[0] == 0 and sizes[-1] == 1000 and len(sizes) < 70

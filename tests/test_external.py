@@ -15,7 +15,7 @@ from dcube import external
 from dcube.classifier.model import DCubeClassifier, Predictor
 from dcube.data.decode import Normalisation
 from dcube.errors import InputError
-from dcube.external import AHEAD, ahead, predict_files, predict_raw
+from dcube.external import AHEAD, ahead, predict_files, predict_raw, training_look, unlike_training
 from dcube.features.frozen import FrozenFeatures
 from tiny import randomise, tiny_diffusion, tiny_experiment
 
@@ -29,6 +29,14 @@ def predictor() -> Predictor:
     model.eval().requires_grad_(False)
     metadata = {"normalisation": Normalisation(32, 1, "pad", 8, 0, 255).to_dict(), "look": {"brightness": [0.2, 0.8]}}
     return Predictor(model, frozen, experiment.classifier, experiment.features, ["a", "b", "c"], metadata)
+
+
+def test_small_images_are_like_a_training_on_small_ones(predictor: Predictor) -> None:
+    raw, metadata = np.full((12, 12), 128, np.uint8), predictor.metadata
+    assert "only 12 x 12 pixels" in unlike_training(raw, metadata), "nothing is known of the training's files"
+    for sides, warned in (([12, 12], False), ([23, 40], False), ([25, 40], True), ([500, 900], True)):
+        look = training_look(np.random.default_rng(0).random((9, 1, 8, 8), np.float32), sides)
+        assert ("pixels" in unlike_training(raw, metadata | {"look": look})) == warned
 
 
 def test_results_come_in_order_and_few_wait() -> None:

@@ -20,8 +20,9 @@ CLASSES = ("benign", "malignant", "normal")
 
 
 def tiny_data(
-    directory: Path, counts: tuple[int, ...] = (14, 8, 5), channels: int = 1, given: bool = False, seed: int = 0
-) -> ImageData:
+    directory: Path, counts: tuple[int, ...] = (14, 8, 5), channels: int = 1, given: bool = False, seed: int = 0,
+    size: int = 32,
+) -> ImageData:  # fmt: skip
     """Noise whose brightness follows the class; every fourth image of a class is for validation, one for test; `given`:
     the store knows that too.
     """
@@ -34,7 +35,7 @@ def tiny_data(
             noise = rng.integers(0, 128, (32, 32, channels)) + 40 * CLASSES.index(label)
             pixels[records[-1].path] = noise.astype(np.uint8).squeeze()
     images = ImageSet(f"tiny {counts} {channels}", None, tuple(records), lambda record: pixels[record.path])
-    return ImageData(build_store(images, DataConfig(size=32, channels=channels), directory), np.array(splits))
+    return ImageData(build_store(images, DataConfig(size=size, channels=channels), directory), np.array(splits))
 
 
 def tiny_experiment(**changes: Any) -> Experiment:

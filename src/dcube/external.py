@@ -117,7 +117,7 @@ def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float)
 
 def training_look(images: np.ndarray, sides: Sequence[int] | None = None) -> dict[str, list[float]]:
     """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], and of the longer `sides` of their
-    files in pixels where these are known; kept for `unlike_training`.
+    files in pixels, of all images, where these are known; kept for `unlike_training`.
     """
     flat = images.reshape(len(images), -1)
     look = {"brightness": flat.mean(1), "contrast": flat.std(1)}
@@ -135,7 +135,7 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
     if (raw.dtype == np.uint8) != (normalisation.bits == 8):
         notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
     look = dict(metadata.get("look", {}))
-    if max(raw.shape[:2]) < min(look.pop("side", (0, 0))[0], normalisation.size) / 2:
+    if max(raw.shape[:2]) < min(look.pop("side", (normalisation.size,))[0], normalisation.size) / 2:
         notes.append(f"only {raw.shape[1]} x {raw.shape[0]} pixels")
     floats = normalisation.floats(normalisation.apply(raw) if stored is None else stored)
     for name, (low, high) in look.items():
@@ -188,7 +188,7 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
         raise InputError(f"{len(broken)} of {len(images.records)} images cannot be read, the first being {broken[0]}")
     labels = np.array([predictor.classes.index(record.label) for record in kept])
     metrics = {
-        "split": "external", "data": data,
+        "split": "external", "data": data, "place": _place(data),
         **evaluate_predictions(
             probabilities, labels, [record.group for record in kept], predictor.classes,
             bootstrap=settings.evaluation.bootstrap, level=settings.evaluation.level, seed=settings.seed,
@@ -217,16 +217,23 @@ def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str)
 def _free_name(run: Run, data: str) -> str:
     """`external_name`, and something to tell it from another set of that name where there is one."""
     name = external_name(data)
-    file, place = run.evaluation / f"{name}.json", str(Path(data).resolve())
-    if file.is_file() and str(Path(read_json(file)["data"]).resolve()) != place:
-        name += f"-{digest([place])[:6]}"
+    file = run.evaluation / f"{name}.json"
+    if file.is_file() and read_json(file).get("place", _place(data)) != _place(data):
+        name += f"-{digest([_place(data)])[:6]}"
     return name
+
+
+def _place(data: str) -> str:
+    """Where a set of images lies, however it was named."""
+    if data.startswith("phantom:"):
+        return data
+    path = Path(data).resolve()
+    return str(path.parent if path.name == "manifest.csv" else path)
 
 
 def external_name(data: str) -> str:
     """How the files about another set of images are called: after its folder, or its manifest."""
     if data.startswith("phantom:"):
         return "external-" + re.sub(r"[^\w=-]+", "-", data).strip("-")
-    path = Path(data).resolve()
-    path = path.parent if path.name == "manifest.csv" else path
+    path = Path(_place(data))
     return f"external-{path.stem if path.suffix == '.csv' else path.name}"

@@ -7,18 +7,22 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
+import numpy as np
+
 from dcube.config import Experiment
+from dcube.data.dataset import ImageData
 from dcube.data.sources import open_images
 from dcube.data.store import Store, cached_store
 from dcube.errors import InputError
 from dcube.experiments.step1 import TRAINED, Unit, study
 from dcube.experiments.step1_summary import markdown, summarise
-from dcube.files import atomic_write, read_json, write_json, write_text
+from dcube.files import atomic_write, file_digest, read_json, write_json, write_text
 from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
 from dcube.report.studies import differences_figure
 from dcube.settings import load_experiment
 from dcube.stages import check_models
+from dcube.training.state import load_weights
 
 # what a laptop without bf16 has: about 5 minutes of step 1 and as many of step 2 on one core
 STEP1_BUDGET = (
@@ -45,7 +49,6 @@ def reproduce_step1(
     step1.json holds. InputError where OUT holds a study with other settings or of other images.
     """
     check_models(settings)
-    check_initial_weights(settings)
     if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
     stores = named_stores(data, settings)
@@ -53,6 +56,8 @@ def reproduce_step1(
         "settings": settings.model_dump(mode="json", exclude={"seed", "runtime"}), "folds": folds,
         "timesteps": list(timesteps), "data": {name: store.key for name, store in stores.items()},
     }  # fmt: skip
+    if settings.diffusion.init:
+        asked["init"] = _initial(settings, out, stores, test)
     _check_folder(out, asked)
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
@@ -88,6 +93,25 @@ def named_stores(data: Sequence[str | Path], settings: Experiment) -> dict[str, 
     return stores
 
 
+def _initial(settings: Experiment, out: Path, stores: dict[str, Store], test: bool) -> str:
+    """Digest of `diffusion.init`; once a study has begun in OUT, the file may go. InputError where there is none, or
+    where it has seen images that the study holds out: each of the folds' is held out once.
+    """
+    init, plan = Path(str(settings.diffusion.init)), out / "plan.json"
+    if not init.is_file() and plan.is_file() and "init" in (held := read_json(plan)):
+        return str(held["init"])
+    check_initial_weights(settings)
+    seen = load_weights(init)[1].get("seen", {})
+    for name, store in stores.items():
+        given = np.array(store.given_splits) == "test"
+        if known := ImageData(store, np.where(given & (not test), "left out", "test")).seen_by(seen):
+            raise InputError(
+                f"diffusion.init={init} was trained on {known} images of {name} that the study holds out; give weights"
+                " of other images."
+            )
+    return file_digest(init)
+
+
 def _check_folder(out: Path, asked: dict[str, Any]) -> None:
     """A folder holds one study: its cells would otherwise mix two settings."""
     file = out / "plan.json"
@@ -95,7 +119,7 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
         raise InputError(f"{out} holds other files; give a new or empty folder as --out.")
     if file.exists():
         held = read_json(file)
-        if {k: v for k, v in held.items() if k != "data"} != {k: v for k, v in asked.items() if k != "data"}:
+        if any(held.get(k, v if k == "init" else None) != v for k, v in asked.items() if k != "data"):
             raise InputError(f"{out} holds a study with other settings; give another --out, or the same settings.")
         if changed := [name for name, key in asked["data"].items() if held["data"].get(name, key) != key]:
             raise InputError(f"{out} holds a study of other images called '{changed[0]}'; give another --out.")

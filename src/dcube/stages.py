@@ -156,6 +156,8 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
         done: dict[str, Any] = read_json(file)
         return done
     predictor = load(run, pick_device(settings.runtime.device))  # damaged weights cost no look
+    if predictor.metadata["normalisation"] != images.store.normalisation.to_dict():
+        raise InputError(f"The images of {run.path} were prepared anew and otherwise since; use `dcube fit --restart`.")
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
     probabilities, _ = predict_rows(predictor, images, rows)
@@ -224,14 +226,16 @@ def load(run: Run, device: torch.device) -> Predictor:
 def open_data(run: Run) -> ImageData:
     """The run's images with its own splits (split.csv); those of a pre-training's sets as one."""
     splits = read_split(run.split)
-    if run.sets:
-        return joined({name: Store.open(folder) for name, folder in run.stores().items()}, splits)
-    store = Store.open(run.store())
-    if unknown := [path for path in store.paths if path not in splits]:
+    stores = {name: Store.open(folder) for name, folder in run.stores().items()}
+    named = [f"{name}/{path}" if run.sets else path for name, store in stores.items() for path in store.paths]
+    if unknown := [path for path in named if path not in splits]:
         raise InputError(
             f"{run.split} does not name {len(unknown)} of the prepared images, such as {unknown[0]}: they were prepared"
-            " anew since; repeat `dcube fit` with --restart, or in a new folder."
+            " anew since; repeat the command that made this run with --restart, or in a new folder."
         )
+    if run.sets:
+        return joined(stores, splits)
+    [store] = stores.values()
     return ImageData(store, np.array([splits[path] for path in store.paths]))
 
 

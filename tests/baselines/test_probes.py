@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -76,6 +77,21 @@ def test_blocks_count_alike_whatever_their_scale(tmp_path: Path) -> None:
     made = [probes.feature_probe(Bright(scale), data, rows, (2,), 0) for scale in (1.0, 1000.0)]  # type: ignore[arg-type]
     np.testing.assert_allclose(made[0], made[1], atol=0.01)
     assert made[0].shape == (len(rows), 3) and (made[0].argmax(1) == data.labels[rows]).mean() > 0.9
+
+
+def test_a_probe_of_wide_features_takes_some_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = tiny_data(tmp_path / "store", (40, 40, 40)), []
+    flat = probes.flat_features
+
+    def counted(frozen: Any, data: ImageData, rows: np.ndarray, timesteps: Any) -> list[np.ndarray]:
+        asked.append(len(rows))
+        return flat(frozen, data, rows, timesteps)
+
+    monkeypatch.setattr(probes, "flat_features", counted)
+    for values, expected in ((68 * 1000, len(data.indices("train"))), (68 * 30, 30)):
+        monkeypatch.setattr(probes, "VALUES", values)
+        probes.feature_probe(Bright(1.0), data, data.indices("val"), (2,), 0)  # type: ignore[arg-type]
+        assert asked[-2] == expected
 
 
 @pytest.mark.skipif(importlib.util.find_spec(OFFLINE_PACKAGE) is None, reason="the extra 'offline' is not installed")

@@ -114,6 +114,13 @@ def test_time_ends_a_training_too(few: ImageData, run: Path) -> None:
     assert again.steps == trained.steps, "the time is up over all sittings"
 
 
+def test_checkpoints_do_not_come_between(few: ImageData, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = settings_at()
+    often = settings.model_copy(update={"runtime": settings.runtime.model_copy(update={"checkpoint_seconds": 1e-9})})
+    monkeypatch.setattr("dcube.baselines.training.PACE_SECONDS", 0.001)
+    assert system_paces(Plain(), few, often, run)["train"].step >= 1e-3
+
+
 def test_paces(few: ImageData, run: Path) -> None:
     paces = system_paces(Plain(), few, settings_at(), run)
     assert list(paces) == ["before", "train"] and all(pace.step >= 1e-3 for pace in paces.values())

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dcube.data.dataset import ImageData
 from dcube.data.joint import JointData, joined, set_names
-from dcube.data.seen import flags, mask, union
+from dcube.data.seen import flags, mark, marks_of, mask, union, written
 from dcube.errors import InputError
 from tiny import tiny_data
 
@@ -53,17 +53,34 @@ def test_names_are_short_and_each_another() -> None:
 
 
 def test_what_was_seen_is_known_in_another_table(tmp_path: Path) -> None:
-    """A label corrected, an image added: the store's key is another, the images are not."""
+    """An image added, another size: the store's key is another, the images are not."""
     first = tiny_data(tmp_path / "first", counts=(14, 8, 5))
-    second = tiny_data(tmp_path / "second", counts=(14, 8, 6))  # drawn by one generator: the first two classes agree
-    assert first.store.key != second.store.key
-    asked = np.isin(second.splits, ["val", "test"])
-    trained = {pixels.tobytes() for pixels in first.store.pixels[first.splits == "train"]}
-    alike = [pixels.tobytes() in trained for pixels in second.store.pixels]
-    swapped = ImageData(second.store, np.where(asked, "train", "test"))
-    assert second.seen_by(first.seen) == 0 == (asked & np.array(alike)).sum()
-    assert swapped.seen_by(first.seen) == sum(alike) > 10
-    assert swapped.seen_by(union(first.seen, {"other": "ff"})) == sum(alike)
+    for number, changes in enumerate(({"counts": (14, 8, 6)}, {"counts": (14, 8, 5), "size": 16})):
+        second = tiny_data(tmp_path / str(number), **changes)  # drawn by one generator: the images are the same
+        assert first.store.key != second.store.key and second.seen_by(first.seen) == 0
+        moved = second.splits.copy()
+        moved[second.indices("train")[:3]] = "test"
+        assert ImageData(second.store, moved).seen_by(first.seen) == 3
+        assert ImageData(second.store, moved).seen_by(union(first.seen, {"other": "ff"})) == 3
+
+
+def test_copies_of_ones_own_training_images_are_known_anyway(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "store", counts=(14, 8, 5))
+    assert data.store.marks is not None and len(np.unique(data.store.marks)) == 27
+    data.store.marks[data.indices("test")[0]] = data.store.marks[data.indices("train")[0]]
+    assert data.seen_by(data.seen) == 0
+    alone = ImageData(data.store, np.where(data.splits == "train", "test", "val"))
+    assert alone.seen_by(data.seen) == len(data.indices("train")) + 1
+
+
+def test_blank_images_and_older_stores_have_no_marks(tmp_path: Path) -> None:
+    assert mark(np.full((4, 4), 7)) == 0 != mark(np.arange(16).reshape(4, 4)) != mark(np.arange(16).reshape(2, 8))
+    data = tiny_data(tmp_path / "store")
+    seen = data.seen
+    data.store.marks = None
+    assert data.seen.keys() == {data.store.key} and data.seen_by(seen) == 0
+    assert union(data.seen, seen) == seen == union(seen, {})
+    assert np.array_equal(marks_of(written([3, 2**63])), [3, 2**63])
 
 
 def test_what_was_seen_is_counted_among_validation_and_test_images(parts: list[ImageData]) -> None:

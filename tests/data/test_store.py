@@ -164,14 +164,17 @@ def test_what_a_kill_left_is_not_taken_for_a_store_and_removed_later(folder: Pat
 def test_what_a_kill_left_of_other_images_is_removed_too(folder: Path, tmp_path: Path) -> None:
     import os
 
-    old, new = (tmp_path / "cache" / "stores" / f".{key}.1.tmp" for key in ("0123", "4567"))
+    old, new = (tmp_path / "cache" / "stores" / f".{key}.tmp" for key in ("0123.99999999", "4567.99999999"))
     for left in (old, new):
         left.mkdir(parents=True)
         (left / "pixels.bin").write_bytes(b"half")
     for path in (old / "pixels.bin", old):
         os.utime(path, (1, 1))
+    running = tmp_path / "cache" / "stores" / f".89ab.{os.getpid()}.tmp"
+    shutil.copytree(old, running, copy_function=shutil.copy2)
+    os.utime(running, (1, 1))
     cached_store(open_images(str(folder)), CONFIG, tmp_path / "cache")
-    assert not old.exists() and new.exists()
+    assert not old.exists() and new.exists() and running.exists()
 
 
 def test_files_that_can_be_read_by_now_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
-from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell, best_blocks, check_initial, fold_data
+from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell, best_blocks, fold_data
 from dcube.experiments.step1_summary import ALL, LATE, OWN, PROBE, SEEN, _difference, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
-from dcube.training.state import save_weights
 from tiny import tiny_data, tiny_experiment
 
 
@@ -136,19 +134,6 @@ def test_the_level_of_the_intervals_is_the_settings_own(done: tuple[Path, list[U
         summarise(done[1], bootstrap=100, level=level)["tiny"]["whole"]["macro_f1"].values() for level in (0.95, 0.2)
     )
     assert sum(m["high"] - m["low"] for m in narrow) < 0.5 * sum(m["high"] - m["low"] for m in wide)
-
-
-def test_weights_that_have_seen_what_is_held_out_are_refused(data: ImageData, tmp_path: Path) -> None:
-    seen = {"some": data.seen, "none": {}}
-    for name, told in seen.items():
-        save_weights(tmp_path / f"{name}.safetensors", torch.nn.Linear(1, 1), {"seen": told})
-    settings = tiny_experiment(diffusion={"init": str(tmp_path / "some.safetensors")})
-    asked: dict[str, Any] = {"folds": 2, "seeds": (0,), "jobs": 1, "timesteps": (3,), "quarter": False}
-    with pytest.raises(InputError, match="images that the study holds out"):
-        study({"tiny": data.store}, settings, tmp_path / "out", **asked)
-    assert not (tmp_path / "out").exists()
-    other = tiny_experiment(diffusion={"init": str(tmp_path / "none.safetensors")})
-    check_initial(cell_of(Unit("tiny", data.store.directory, tmp_path, other, 2, 0, False, (3,), ())), other)
 
 
 def test_blocks_are_chosen_by_their_figures_inside_the_training_part() -> None:

@@ -84,7 +84,7 @@ def test_classes_left_out(fitted: Path, copied: Path) -> None:
     }
 
 
-def test_another_set_of_images(copied: Path, tmp_path: Path) -> None:
+def test_another_set_of_images(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = contents(copied / "evaluation")
     assert "external split: 9 images" in done("evaluate", copied, "--data", OTHER).stdout
     [table] = copied.glob("evaluation/external-*.csv")
@@ -116,7 +116,9 @@ def test_another_set_of_images(copied: Path, tmp_path: Path) -> None:
     [other] = copied.glob("evaluation/external-v1.2-*.json")
     assert json.loads(other.read_text())["data"] == str(namesake)
     names = contents(copied / "evaluation").keys()
-    done("evaluate", copied, "--data", namesake)
+    for place in (two, namesake):  # by a name of one part, which says nothing of the place
+        monkeypatch.chdir(place.parent)
+        done("evaluate", copied, "--data", place.name)
     assert contents(copied / "evaluation").keys() == names
 
     write_image(two / "cyst/1.png", 1)
@@ -133,11 +135,13 @@ def test_another_set_where_the_training_images_are_gone(copied: Path) -> None:
 
 
 def test_the_runs_own_prepared_images_are_no_other_set(recipe: Path, scans: Path, tmp_path: Path) -> None:
-    store, run = tmp_path / "store", tmp_path / "run"
+    store = tmp_path / "store"
     done("prepare", scans, "--out", store, "--recipe", recipe)
-    done("fit", store, "--out", run, "--recipe", recipe, "--no-test")
-    assert "the run's own data" in refused("evaluate", run, "--data", store)
-    assert "the run's own data" in refused("evaluate", run, "--data", scans)
+    for data in (scans, store):
+        run = tmp_path / f"run-{data.name}"
+        done("fit", data, "--out", run, "--recipe", recipe, "--no-test")
+        assert "the run's own data" in refused("evaluate", run, "--data", store)
+        assert "the run's own data" in refused("evaluate", run, "--data", scans)
 
 
 def test_folds_pool_every_image_once(scans: Path, recipe: Path, tmp_path: Path) -> None:

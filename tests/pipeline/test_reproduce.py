@@ -3,12 +3,17 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from tiny_fit import contents, done, refused, write_manifest, write_recipe
 
+from dcube.data.dataset import ImageData
 from dcube.errors import InputError
-from dcube.files import write_json
-from dcube.reproduce import _check_folder
+from dcube.files import file_digest, write_json
+from dcube.reproduce import _check_folder, _initial
+from dcube.training.state import save_weights
+from tiny import tiny_data, tiny_experiment
 
 PHANTOM = "phantom:patients=60,slices=1,size=32"
 SMALL = ("--folds", 2, "--seeds", "0", "--timesteps", "3")
@@ -43,6 +48,30 @@ def test_a_folder_holds_a_study_of_the_same_images(tmp_path: Path) -> None:
     _check_folder(tmp_path, {"folds": 2, "data": {"scans": "as they were"}})
     with pytest.raises(InputError, match="other images called 'scans'"):
         _check_folder(tmp_path, {"folds": 2, "data": {"more": "of them", "scans": "corrected"}})
+
+
+def test_weights_that_have_seen_what_is_held_out_are_refused(tmp_path: Path) -> None:
+    data = tiny_data(tmp_path / "store", counts=(18, 16, 15), given=True)
+    stores, out, file = {"tiny": data.store}, tmp_path / "out", tmp_path / "init.safetensors"
+    settings = tiny_experiment(diffusion={"init": str(file)})
+    with pytest.raises(InputError, match="is not a file"):
+        _initial(settings, out, stores, test=False)
+    for split, test, refused_there in (("train", False, True), ("test", False, False), ("test", True, True)):
+        told = ImageData(data.store, np.where(data.splits == split, "train", "test")).seen
+        save_weights(file, torch.nn.Linear(1, 1), {"seen": told})
+        if refused_there:
+            with pytest.raises(InputError, match="images of tiny that the study holds out"):
+                _initial(settings, out, stores, test)
+        else:
+            write_json(out / "plan.json", {"folds": 2, "init": _initial(settings, out, stores, test), "data": {}})
+    asked = {"folds": 2, "init": file_digest(file), "data": {}}
+    with pytest.raises(InputError, match="other settings"):  # other weights under the same name
+        _check_folder(out, asked)
+    write_json(out / "plan.json", {"folds": 2, "data": {}})  # of an older version
+    _check_folder(out, asked)
+    write_json(out / "plan.json", asked)
+    file.unlink()
+    assert _initial(settings, out, stores, test=False) == asked["init"], "a study does without the file"
 
 
 def test_bad_input_is_found_before_any_work(command: tuple[object, ...], tmp_path: Path) -> None:

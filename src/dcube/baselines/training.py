@@ -151,21 +151,24 @@ def system_paces(system: System, data: ImageData, settings: Experiment, director
     for stage in stages:
         part = directory / stage.name
         pace = _timed(stage_task(system, stage, data, settings, []), settings, part)
-        begin = time.perf_counter()
-        predict_system(system, data, some, settings)
-        look = (time.perf_counter() - begin) * len(rows) / max(1, len(some)) if stage is stages[-1] else 0.0
+        look = 0.0
+        if stage is stages[-1]:
+            begin = time.perf_counter()
+            predict_system(system, data, some, settings)
+            look = (time.perf_counter() - begin) * len(rows) / max(1, len(some))
         paces[stage.name] = Pace(pace, look)
     return paces
 
 
 def _timed(task: Task, settings: Experiment, directory: Path) -> float:
     """Seconds of a step on the mean, by LOG_EVERY steps and then, where these are over sooner, by as many as
-    PACE_SECONDS hold; as many before them are not counted.
+    PACE_SECONDS hold; the LOG_EVERY before are not counted, and no checkpoint comes between.
     """
+    quiet = settings.runtime.model_copy(update={"checkpoint_seconds": 1e9})
     pace, done, steps = 0.0, 0, 2 * LOG_EVERY
     while steps > done:
         config = Length(steps).of(settings.classifier.optimizer)
-        train(task, config, steps, settings.seed, directory, settings.runtime)
+        train(task, config, steps, settings.seed, directory, quiet)
         clock = {row["step"]: row["seconds"] for row in read_log(directory / "log.jsonl") if "seconds" in row}
         first = done + LOG_EVERY
         pace = max((clock[steps] - clock[first]) / (steps - first), 1e-3)

@@ -25,12 +25,27 @@ def default_cache() -> Path:
 def remove_abandoned(folder: Path, name: str = "*") -> None:
     """Remove what killed processes left unfinished of a store, or of any in this folder: it can be many gigabytes."""
     for left in folder.glob(f".{name}.*.tmp"):
+        if _runs(left.name.split(".")[-2]):
+            continue
         try:
             changed = max(file.stat().st_mtime for file in (left, *left.iterdir()))
         except OSError:  # another process has just finished or removed it
             continue
         if time.time() - changed > ABANDONED:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number runs on this machine; False where that cannot be told."""
+    if os.name != "posix" or not process.isdigit():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:  # another user's
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def tell_readable(images: ImageSet, broken: Sequence[dict[str, str]], directory: Path) -> None:

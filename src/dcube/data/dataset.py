@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dcube.data.records import SPLITS
-from dcube.data.seen import CONTENT, Seen, flags, mark, marks, mask
+from dcube.data.seen import CONTENT, Seen, flags, marks_of, mask, written
 from dcube.data.store import Store
 from dcube.errors import InputError
 
@@ -41,18 +41,23 @@ class ImageData:
 
     @property
     def seen(self) -> Seen:
-        """The images that a training on this data sees, by their rows and by their pixels: the table may change."""
-        found = {mark(self.store.pixels[row]) for row in self.indices("train")}
-        return {self.store.key: mask(self.splits == "train"), CONTENT: "".join(sorted(found))}
+        """The images that a training on this data sees, by their rows and, but in stores of older versions, by what was
+        read: table and settings may change.
+        """
+        rows, marks = self.splits == "train", self.store.marks
+        seen = {self.store.key: mask(rows)}
+        return seen if marks is None else seen | {CONTENT: written(np.setdiff1d(marks[rows], np.uint64(0)))}
 
     def seen_by(self, other: Seen) -> int:
-        """How many validation and test images a training that has seen `other` knows already."""
-        asked, contents = np.isin(self.splits, ["val", "test"]), marks(other)
-        known = np.zeros(len(asked), bool)
+        """How many validation and test images a training that has seen `other` knows already; but for copies of this
+        data's own training images, which it knows whatever it begins with.
+        """
+        asked, known = np.isin(self.splits, ["val", "test"]), np.zeros(len(self.splits), bool)
         if self.store.key in other:
-            known = flags(other[self.store.key], len(self.splits))
-        for row in np.flatnonzero(asked & ~known) if contents else ():
-            known[row] = mark(self.store.pixels[row]) in contents
+            known |= flags(other[self.store.key], len(known))
+        if (marks := self.store.marks) is not None:
+            seen = np.setdiff1d(marks_of(other.get(CONTENT, "")), marks[self.splits == "train"])
+            known |= np.isin(marks, seen)
         return int((known & asked).sum())
 
     def indices(self, split: str) -> np.ndarray:

@@ -23,8 +23,11 @@ def is_dicom(path: Path) -> bool:
         return True
     if path.suffix.lower() in PICTURES or not path.is_file():
         return False
-    with open(path, "rb") as handle:
-        return handle.read(132)[128:] == MAGIC
+    try:
+        with open(path, "rb") as handle:
+            return handle.read(132)[128:] == MAGIC
+    except OSError:  # told where its pixels are read
+        return False
 
 
 def read_dicom(path: Path, most: int) -> np.ndarray:

@@ -1,13 +1,15 @@
 """Which images a training has seen, kept with its weights: whoever begins with them must not be tested on those."""
 
 import hashlib
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 # key of a store -> its rows as a bit mask, hexadecimal; CONTENT -> marks of the images, whatever store they are in
 Seen: TypeAlias = dict[str, str]
-CONTENT, DIGITS = "content", 16
+CONTENT = "content"
 
 
 def mask(flags: np.ndarray) -> str:
@@ -20,21 +22,29 @@ def flags(text: str, count: int) -> np.ndarray:
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
 
 
+def mark(raw: np.ndarray) -> int:
+    """Of an image as it was read: equal for equal pixels; 0 for an image of one value, which says nothing."""
+    if raw.min() == raw.max():
+        return 0
+    found = hashlib.blake2b(f"{raw.dtype} {raw.shape}".encode(), digest_size=8)
+    found.update(np.ascontiguousarray(raw))
+    return int.from_bytes(found.digest(), "big")
+
+
+def written(marks: NDArray[np.uint64] | Sequence[int]) -> str:
+    """Marks as hexadecimal digits, 16 each."""
+    return np.array(marks, dtype=">u8").tobytes().hex()
+
+
+def marks_of(text: str) -> NDArray[np.uint64]:
+    """The inverse of `written`."""
+    return np.frombuffer(bytes.fromhex(text), dtype=">u8").astype(np.uint64)
+
+
 def union(one: Seen, other: Seen) -> Seen:
     """What either has seen."""
     both = {key: int(one[key], 16) | int(other[key], 16) for key in (one.keys() & other.keys()) - {CONTENT}}
-    content = {CONTENT: "".join(sorted(marks(one) | marks(other)))} if CONTENT in one or CONTENT in other else {}
-    return {**one, **other, **{key: f"{value:0{len(one[key])}x}" for key, value in both.items()}, **content}
-
-
-def marks(seen: Seen) -> set[str]:
-    """The marks of the images that were seen."""
-    text = seen.get(CONTENT, "")
-    return {text[at : at + DIGITS] for at in range(0, len(text), DIGITS)}
-
-
-def mark(pixels: np.ndarray) -> str:
-    """Of an image as a store holds it: equal for equal pixels, and "" for an image of one value, which says nothing."""
-    if pixels.min() == pixels.max():
-        return ""
-    return hashlib.blake2b(pixels.tobytes(), digest_size=DIGITS // 2).hexdigest()
+    found = {**one, **other, **{key: f"{value:0{len(one[key])}x}" for key, value in both.items()}}
+    if CONTENT in found:
+        found[CONTENT] = written(np.union1d(*(marks_of(seen.get(CONTENT, "")) for seen in (one, other))))
+    return found

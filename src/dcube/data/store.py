@@ -16,6 +16,7 @@ from dcube.config import DataConfig
 from dcube.data.cache import default_cache, remove_abandoned, tell_readable
 from dcube.data.decode import Look, Normalisation, edges, is_colour, look, survey
 from dcube.data.records import ImageSet, Record
+from dcube.data.seen import mark, marks_of, written
 from dcube.data.twins import joined_groups, twins_of
 from dcube.errors import InputError
 from dcube.files import digest, file_digest, read_json, write_json, write_text
@@ -47,6 +48,7 @@ class Store:
         self.labels = np.array([index[row["label"]] for row in rows], dtype=np.int64)
         self.pixels = _mapped(directory, self.normalisation, len(rows))
         self.sides: list[int] | None = meta.get("sides")  # percentiles 0.5 and 99.5 of the files; None: an older store
+        self.marks = marks_of(meta["marks"]) if "marks" in meta else None  # [N] uint64, of what was read
         self.twins: list[list[int]] | None = meta.get("twins")  # None: made before they were looked for
         self.groups = joined_groups([row["group"] for row in rows], self.twins or [], self.given_splits)
 
@@ -186,7 +188,7 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     while True:
         looks = _looks(images, sorted(chosen))
         normalisation = survey(looks, config.size, config.channels, config.aspect, config.window)
-        surprise, kept, broken, sides = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
+        surprise, kept, broken, facts = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
         if surprise is None:
             break
         chosen.add(surprise)  # a colour or 16-bit image that the survey had not met: at most twice
@@ -203,7 +205,8 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     write_json(work / STORE_FILE, {
         "format": _FORMAT, "key": key, "name": images.name, "images": len(rows), "classes": images.classes,
         "normalisation": normalisation.to_dict(), "broken": broken, "twins": twins,
-        "sides": np.percentile(sides, [0.5, 99.5]).astype(int).tolist(),
+        "sides": np.percentile([side for side, _ in facts], [0.5, 99.5]).astype(int).tolist(),
+        "marks": written([number for _, number in facts]),
     })  # fmt: skip
 
 
@@ -220,23 +223,23 @@ def _looks(images: ImageSet, indices: list[int]) -> list[Look]:
 
 def _write_pixels(
     images: ImageSet, normalisation: Normalisation, config: DataConfig, path: Path, progress: Progress | None
-) -> tuple[int | None, list[int], list[dict[str, str]], list[int]]:
+) -> tuple[int | None, list[int], list[dict[str, str]], list[tuple[int, int]]]:
     """Stream all images into one file. Returns (index of an image that does not fit the survey, kept, broken, longer
-    side of every kept one in pixels).
+    side in pixels and mark of every kept one).
     """
     may_widen = config.channels == "auto" and normalisation.channels == 1
 
-    def convert(record: Record) -> tuple[np.ndarray, int] | str | None:
+    def convert(record: Record) -> tuple[np.ndarray, tuple[int, int]] | str | None:
         try:
             raw = images.read(record)
         except InputError as error:
             return str(error).removeprefix(f"{images.root / record.path}: " if images.root else "")
         grown = (raw.dtype != np.uint8 and normalisation.bits == 8) or (may_widen and is_colour(raw))
-        return None if grown else (normalisation.apply(raw), max(raw.shape[:2]))
+        return None if grown else (normalisation.apply(raw), (max(raw.shape[:2]), mark(raw)))
 
     kept: list[int] = []
     broken: list[dict[str, str]] = []
-    sides: list[int] = []
+    facts: list[tuple[int, int]] = []
     chunk = 16 * _threads()  # decoded images that may wait for their turn to be written
     with open(path, "wb") as handle, ThreadPoolExecutor(_threads()) as pool:
         for start in range(0, len(images.records), chunk):
@@ -249,12 +252,12 @@ def _write_pixels(
                 else:
                     handle.write(result[0].tobytes())
                     kept.append(index)
-                    sides.append(result[1])
+                    facts.append(result[1])
                 if progress:
                     progress(index + 1, len(images.records))
         handle.flush()
         os.fsync(handle.fileno())
-    return None, kept, broken, sides
+    return None, kept, broken, facts
 
 
 def _check_broken(images: ImageSet, kept: list[int], broken: list[dict[str, str]], max_broken: float) -> None:

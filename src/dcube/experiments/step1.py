@@ -16,15 +16,7 @@ from dcube.config import Experiment
 from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.experiments.pool import run_units
-from dcube.experiments.step1_cell import (
-    Arm,
-    Cell,
-    best_blocks,
-    check_initial,
-    classify_system,
-    fold_data,
-    reference_probes,
-)
+from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system, fold_data, reference_probes
 from dcube.settings import override
 
 TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "eq. 3 alone"
@@ -92,8 +84,8 @@ def study(
     `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
     without it cells where that is done already are returned too.
 
-    InputError where a class has too few groups for the folds, or for a quarter of their training parts, with `test`
-    where a set brings no test split, and where `diffusion.init` has seen images that are held out.
+    InputError where a class has too few groups for the folds, or for a quarter of their training parts, and with `test`
+    where a set brings no test split.
     """
     def units_of(
         arms: Sequence[str], share: bool, some: Sequence[int], parts: Sequence[int | None] = range(folds)
@@ -116,7 +108,7 @@ def study(
     shares = (False, True) if quarter else (False,)
     last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
     for unit in (*whole, *scarce, *(last if test else ())):
-        check_initial(cell_of(unit), settings)  # as too few groups for such parts, found before hours of work
+        cell_of(unit)  # too few groups for such parts are found before hours of work
     for units in ([*whole, *others, *scarce], last if test else []):  # no test split before all folds are done
         if units:
             run_units(run_unit, units, jobs, max(1, settings.runtime.threads))

@@ -4,7 +4,6 @@ Block, timestep and regularisation are chosen inside the training part. Each res
 command makes what lacks and continues what was interrupted.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,10 +31,9 @@ from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.features.teacher import make_teacher
-from dcube.files import digest, file_digest, read_json, write_json
+from dcube.files import digest, read_json, write_json
 from dcube.training.order import key
 from dcube.training.runtime import pick_device
-from dcube.training.state import load_weights
 
 MIDDLE, TEXTURES = "cnn, stride 16", ", covariances"
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
@@ -130,11 +128,8 @@ class Arm:
             return untrained(config, cell.data.channels, cell.data.classes, cell.seed, device)
         directory = cell.directory / "step1" / self.name
         finished = directory / "done.json"
-        begun = [file_digest(Path(config.init))] if config.init else []
-        inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key, *begun])
+        inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key])
         if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
-            if finished.is_file():  # of other weights to begin with
-                shutil.rmtree(directory)
             train_diffusion(cell.data, self.settings, directory, teacher=make_teacher(cell.data, self.settings))
             write_json(finished, {"inputs": inputs})
         return load_diffusion(directory / "model.safetensors", device)
@@ -178,15 +173,6 @@ class Arm:
             return reader.to(self.diffusion.device), whole
 
         textures(self.cell, self.name, self.settings, make)
-
-
-def check_initial(cell: Cell, settings: Experiment) -> None:
-    """InputError where `diffusion.init` has seen held-out images of the cell."""
-    init = settings.diffusion.init
-    if init and (known := cell.data.seen_by(load_weights(Path(init))[1].get("seen", {}))):
-        raise InputError(
-            f"diffusion.init={init} was trained on {known} images that the study holds out; give weights of others."
-        )
 
 
 def reference_probes(cell: Cell, settings: Experiment) -> None:
