@@ -27,7 +27,7 @@ def mark(raw: np.ndarray) -> int:
     if raw.min() == raw.max():
         return 0
     found = hashlib.blake2b(f"{raw.dtype} {raw.shape}".encode(), digest_size=8)
-    found.update(np.ascontiguousarray(raw))
+    found.update(np.ascontiguousarray(raw).data)
     return int.from_bytes(found.digest(), "big")
 
 
