@@ -29,7 +29,7 @@ def test_a_failed_training_is_a_result(
 
     def diverge(unit: Any, data: ImageData) -> Any:
         if unit.model == "test_vit" or unit.configuration == 0:
-            raise DCubeError("The loss is not finite.")
+            raise DCubeError(f"The loss is not finite: {unit.directory / 'log'}.")
         return real(unit, data)
 
     monkeypatch.setattr(cell, "NETWORK", cell.Contestant(diverge, cell.NETWORK.predict))
@@ -39,9 +39,10 @@ def test_a_failed_training_is_a_result(
     assert read_json(held.choice_file("tiny", "test_resnet"))["configuration"] == 1
     summary = summarise(held, "test")
     rows = {row["model"]: row for row in summary["sets"]["tiny"]["systems"]}
-    assert rows["test_vit"]["failed"] == "The loss is not finite." and "metrics" in rows["test_resnet"]
+    said = [f"The loss is not finite: {Path('tiny/seed-0/test_vit', f'configuration-{i}', 'log')}." for i in (0, 1)]
+    assert rows["test_vit"]["failed"] in said and "metrics" in rows["test_resnet"]
     text = as_markdown(summary, held.terms.described() | {"seeds": [0], "test_evaluations": 1, "machine": "a machine"})
-    assert "failed: The loss is not finite." in text
+    assert "failed: The loss is not finite: tiny" in text and str(tmp_path) not in text
     assert {row["model"]: row.get("failed") for row in rows_of_seeds(held, "test")}["test_vit"]
 
 

@@ -1,5 +1,6 @@
 """The work on a cell, whatever its system: train, judge by validation, and, once all are trained, by the test split."""
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ def prepare(unit: Unit) -> None:
     try:
         (ours if unit.model in STEP1.values() else systems).prepare(unit)
     except FAILURES as error:
-        write_json(unit.prepared, {"asked": list(unit.weights)} | _failure(error))
+        write_json(unit.prepared, {"asked": list(unit.weights)} | _failure(error, unit))
     _tidy(unit.prepared.with_suffix(""))
 
 
@@ -64,16 +65,19 @@ def work(unit: Unit) -> None:
         try:
             found = _trained(unit, data)
         except FAILURES as error:
-            found = _failure(error)
+            found = _failure(error, unit)
         write_json(unit.result, found)
     _tidy(unit.directory)
 
 
-def _failure(error: Exception) -> dict[str, Any]:
-    """A training that failed, as its row says it; what was given wrongly is raised again."""
+def _failure(error: Exception, unit: Unit) -> dict[str, Any]:
+    """A training that failed, as its row says it, with paths inside the benchmark's folder; what was given wrongly is
+    raised again.
+    """
     if isinstance(error, InputError):
         raise error
-    return {"failed": str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"}
+    reason = str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"
+    return {"failed": reason.replace(f"{unit.out}{os.sep}", "")}
 
 
 def _tidy(directory: Path) -> None:
