@@ -13,6 +13,7 @@ from dcube.classifier.model import Predictor, load_predictor, predict_readers, p
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
+from dcube.data.decode import Normalisation
 from dcube.data.joint import JointData, joined
 from dcube.data.seen import union
 from dcube.data.store import Store
@@ -35,7 +36,7 @@ from dcube.runs import Run
 from dcube.settings import check_left_out
 from dcube.tables import read_split, write_predictions
 from dcube.training.loop import Trained
-from dcube.training.order import numpy_rng
+from dcube.training.order import some
 from dcube.training.runtime import check_device, pick_device, use_threads
 from dcube.training.team import check_batch, summon
 
@@ -121,7 +122,8 @@ def classify(run: Run, deadline: float | None = None) -> Path:
 def _train_step2(run: Run, deadline: float | None = None) -> Trained:
     settings, data, blocks = run.settings(), open_data(run), read_json(run.selection)["selected"]
     diffusion = load_diffusion(run.diffusion / "model.safetensors", pick_device(settings.runtime.device))
-    look = training_look(data.images(_some(data, LOOK, settings.seed), settings.data.size).numpy(), data.store.sides)
+    rows = some(data.indices("train"), LOOK, settings.seed, "floors")
+    look = training_look(data.images(rows, settings.data.size).numpy(), data.store.sides)
     return train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)[1]
 
 
@@ -156,7 +158,7 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
         done: dict[str, Any] = read_json(file)
         return done
     predictor = load(run, pick_device(settings.runtime.device))  # damaged weights cost no look
-    if predictor.metadata["normalisation"] != images.store.normalisation.to_dict():
+    if Normalisation.from_dict(predictor.metadata["normalisation"]) != images.store.normalisation:
         raise InputError(f"The images of {run.path} were prepared anew and otherwise since; use `dcube fit --restart`.")
     looks = {"test_evaluations": run.count_test_evaluation(inputs, again)} if split == "test" else {}
     rows = images.indices(split)
@@ -247,7 +249,7 @@ def with_floors(
     """
     systems = {"": probabilities}
     if settings.evaluation.floors:
-        train = _some(data, FLOOR_IMAGES, settings.seed)
+        train = some(data.indices("train"), FLOOR_IMAGES, settings.seed, "floors")
         groups, classes, size = np.array(data.groups)[train], len(data.classes), min(FLOOR_SIZE, settings.data.size)
         seen = data.images(train, size).numpy()
         fitted = fitted_floors(seen, data.labels[train], groups, classes=classes, seed=settings.seed)
@@ -283,11 +285,6 @@ def figures(
         restricted = measure(left_out)
         metrics["without"][", ".join(left_out)] = {"metrics": restricted.pop(""), "floors": restricted}
     return metrics
-
-
-def _some(data: ImageData, most: int, seed: int) -> np.ndarray:
-    """At most so many rows of the training split, drawn at random: tables are often sorted by class."""
-    return np.sort(numpy_rng(seed, "floors").permutation(data.indices("train"))[:most])
 
 
 def _made(path: Path, stage: str) -> Path:

@@ -12,7 +12,7 @@ from dcube.data.dataset import ImageData
 from dcube.evaluation.linear import linear_probe, spread
 from dcube.evaluation.metrics import Floats, Ints, macro_f1
 from dcube.features.frozen import FrozenFeatures, flat_features
-from dcube.training.order import numpy_rng
+from dcube.training.order import some
 
 NEIGHBOURS = (1, 3, 5, 9, 15, 25)
 Features = NDArray[np.float32]
@@ -24,10 +24,8 @@ def feature_probe(
     """Probabilities [n, K] for `rows` of a linear probe on the selected features, fitted on the training split. Every
     block counts alike: its values are scaled so that their variances over the training images sum to 1.
     """
-    train = data.indices("train")
-    most = max(1, VALUES // sum(int(np.prod(shape)) for shape in frozen.shapes))
-    if len(train) > most:  # as for a reader
-        train = np.sort(numpy_rng(seed, "probe").choice(train, most, replace=False))
+    most = max(1, VALUES // sum(int(np.prod(shape)) for shape in frozen.shapes))  # as for a reader
+    train = some(data.indices("train"), most, seed, "probe")
     seen, asked = (flat_features(frozen, data, part, timesteps) for part in (train, rows))
     scales = [np.sqrt(block.var(0).sum()) + 1e-12 for block in seen]
     joined = [

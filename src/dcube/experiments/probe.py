@@ -23,7 +23,7 @@ from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.subnet import SubNetwork, cnn_features
 from dcube.files import write_json, write_text
 from dcube.progress import progress
-from dcube.training.order import key, numpy_rng
+from dcube.training.order import key, some
 from dcube.training.runtime import pick_device
 
 PIXELS = 32  # side of the raw pixels
@@ -47,7 +47,7 @@ def probe(
     whether less Gaussian blocks have better features (`gaussianity`).
     Returns what probe.json holds.
     """
-    train, asked = (_some(data.indices(name), settings.seed) for name in ("train", split))
+    train, asked = (some(data.indices(name), MOST, settings.seed, "probe") for name in ("train", split))
     groups = np.array(data.groups)
     labels = data.labels[asked]
     how = settings.classifier
@@ -82,11 +82,6 @@ def probe(
         result["gaussianity"] = gaussianity_agreement(selection, rows)
     write_json(directory / "probe.json", result)
     return result
-
-
-def _some(rows: np.ndarray, seed: int) -> np.ndarray:
-    """MOST of the rows, drawn from the seed, in their order."""
-    return rows if len(rows) <= MOST else np.sort(numpy_rng(seed, "probe").choice(rows, MOST, replace=False))
 
 
 def gaussianity_agreement(selection: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

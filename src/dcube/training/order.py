@@ -25,6 +25,11 @@ def numpy_rng(seed: int, *parts: object) -> np.random.Generator:
     return np.random.default_rng(key(seed, *parts))
 
 
+def some(rows: np.ndarray, most: int, seed: int, *parts: object) -> np.ndarray:
+    """At most so many of the rows, drawn at random (tables are often sorted by class), in ascending order."""
+    return np.sort(numpy_rng(seed, *parts).permutation(rows)[:most])
+
+
 class Order:
     """Batches of sample positions 0 .. n-1 for every step.
 
