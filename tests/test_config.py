@@ -98,10 +98,11 @@ def test_bad_settings_name_the_fault_in_one_sentence(recipe: str, override: str 
     [
         ("data.window", "null", [-600.0, 1500.0], ("None", "[-600.0, 1500.0]")),
         ("classifier.covariance_readers", "[]", ["cnn"], ("None", "['cnn']")),
+        ("classifier.sub_network", "cnn", "step1", ("None", "step1")),
     ],
 )
 def test_what_older_runs_know_nothing_of_is_not_written_where_it_is_not_used(
-    name: str, none: str, value: list[object], words: tuple[str, str]
+    name: str, none: str, value: object, words: tuple[str, str]
 ) -> None:
     """Folders made before there was such a setting are compared by what their settings were written as."""
     section, key = name.split(".")

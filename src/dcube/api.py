@@ -77,7 +77,8 @@ def fit(
 
 def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) -> None:
     """InputError for what would otherwise be found after minutes or hours of work."""
-    from dcube import crossval, stages
+    from dcube import crossval
+    from dcube.checks import check_models
     from dcube.files import check_writable
     from dcube.inputs import check_initial_weights
 
@@ -90,7 +91,7 @@ def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) ->
         if not restart:
             run.refuse_changes(settings)
     if restart or not run.is_trained:
-        stages.check_models(settings)
+        check_models(settings)
         check_initial_weights(settings)
 
 

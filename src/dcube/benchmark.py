@@ -8,6 +8,7 @@ import numpy as np
 
 from dcube.baselines.backbones import Request
 from dcube.baselines.registry import LARGEST, PACKAGED, SMALLEST, baseline
+from dcube.checks import check_models
 from dcube.data.store import Store
 from dcube.diffusion.build import build_denoiser
 from dcube.environment import cpu_name, environment
@@ -23,8 +24,7 @@ from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
 from dcube.report.studies import field_figure
 from dcube.reproduce import named_stores
-from dcube.settings import load_experiment
-from dcube.stages import check_models
+from dcube.settings import check_of_a_comparison, load_experiment
 from dcube.training.budget import Budget
 from dcube.training.runtime import pick_device
 from dcube.training.state import load_weights
@@ -106,6 +106,7 @@ def make_terms(
     "NAME=FILE", "NAME=WORD" or "WORD" for all networks and D-Cube's CNN, with the words of `baselines.create`.
     tries: None for all that are declared.
     """
+    check_of_a_comparison(overrides)
     settings = load_experiment(recipe, list(overrides))
     size = size or settings.diffusion.image_size
     if not SMALLEST <= size <= LARGEST:
@@ -156,7 +157,7 @@ def check_models_of(models: Sequence[str], terms: Terms) -> tuple[str, ...]:
             " and probes takes its own by --set classifier.cnn_weights=FILE."
         )
     if not {*CNN_FLOORS, *OURS}.isdisjoint(found):
-        check_models(terms.settings)
+        check_models(terms.settings, cnn=not {*CNN_FLOORS}.isdisjoint(found))
         check_initial_weights(terms.settings)
     return found
 

@@ -198,10 +198,13 @@ class FeaturesConfig(Section):
 class ClassifierConfig(Section):
     """Step 2: the sub-feature CNN, the fusion head and eq. 7-10."""
 
+    # f_sub: the CNN, or a copy of step 1's own network, which is trained further (features/finetuned.py): where no
+    # pretrained CNN fits the images. It sees what step 1 saw; readers and floors look at the CNN either way.
+    sub_network: Literal["cnn", "step1"] = "cnn"
     cnn: str = "tf_efficientnet_lite0"  # any timm model
     cnn_weights: str = "auto"  # auto | offline | hub | none | a file
     cnn_size: Annotated[int, Field(ge=32)] = 128
-    cnn_lr_scale: NonNegative = 1.0  # learning rate of the CNN relative to the head's
+    cnn_lr_scale: NonNegative = 1.0  # learning rate of f_sub relative to the head's
     head: Literal["paper", "late", "branches"] = "paper"
     grid: Count = 16  # height and width of the map that the blocks are brought to
     width: Count = 512  # channels of f_main and f_sub
@@ -217,11 +220,11 @@ class ClassifierConfig(Section):
     validate_every: Positive = 1.0  # epochs
 
     @model_serializer(mode="wrap")
-    def _without_no_covariances(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_younger(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As a window that is not used."""
         found: dict[str, Any] = plain(self)
-        lacking = () if self.covariance_readers else ("covariance_readers",)
-        return {name: value for name, value in found.items() if name not in lacking}
+        unused = {"covariance_readers": not self.covariance_readers, "sub_network": self.sub_network == "cnn"}
+        return {name: value for name, value in found.items() if not unused.get(name)}
 
 
 class EvaluationConfig(Section):
@@ -258,6 +261,11 @@ class Experiment(Section):
     classifier: ClassifierConfig = ClassifierConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+
+    @property
+    def sub_size(self) -> int:
+        """Pixels that f_sub sees."""
+        return self.classifier.cnn_size if self.classifier.sub_network == "cnn" else self.diffusion.image_size
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

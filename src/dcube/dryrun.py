@@ -19,6 +19,7 @@ from dcube.diffusion.build import add_side_heads, build_denoiser
 from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion
+from dcube.features.finetuned import fine_tuned
 from dcube.features.frozen import FeatureCache, FrozenFeatures
 from dcube.features.subnet import SubNetwork
 from dcube.training.runtime import Runtime
@@ -111,9 +112,10 @@ def _time_step2(settings: Experiment, diffusion: Diffusion, classes: int, train:
     blocks = list(settings.features.blocks or range(len(diffusion.model.blocks))[-settings.features.top_k - 1 : -1])
     frozen = FrozenFeatures(diffusion, blocks, settings.features.input, map_side(config))
     runtime = Runtime(settings.runtime, optimizer.dtype)
-    model = runtime.prepare(DCubeClassifier(config, classes, [s[0] for s in frozen.shapes], weights="none"))
+    own = fine_tuned(diffusion, config, settings.features)
+    model = runtime.prepare(DCubeClassifier(config, classes, [s[0] for s in frozen.shapes], weights="none", own=own))
     B = optimizer.batch_size
-    large = torch.rand(B, diffusion.channels, config.cnn_size, config.cnn_size, device=runtime.device)
+    large = torch.rand(B, diffusion.channels, *[settings.sub_size] * 2, device=runtime.device)
     small = torch.rand(B, diffusion.channels, *[diffusion.config.image_size] * 2, device=runtime.device)
     t = torch.zeros(B, dtype=torch.long, device=runtime.device)
     fixed = settings.features.timesteps

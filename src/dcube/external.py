@@ -69,8 +69,8 @@ def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
     """Probabilities [n, K] float64 for images [n, C, S, S] in [0, 1] at the stored size."""
     device = next(predictor.model.parameters()).device
     pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(device)
-    small = resize(pixels, predictor.frozen.diffusion.config.image_size)
-    return predictor(small, resize(pixels, predictor.config.cnn_size)).cpu().double().numpy()
+    small, large = predictor.sizes
+    return predictor(resize(pixels, small), resize(pixels, large)).cpu().double().numpy()
 
 
 def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from dcube import stages
 from dcube.api import resolve, store_of
+from dcube.checks import check_models
 from dcube.data.dataset import ImageData
 from dcube.data.folds import splits_of
 from dcube.data.joint import JointData, set_names
@@ -40,7 +41,7 @@ def pretrain(
     run.refuse_folder()
     if not restart:
         run.refuse_changes(settings)
-    stages.check_models(settings, classifier=False)
+    check_models(settings, classifier=False)
     if not (run.diffusion / "init.json").is_file():
         check_initial_weights(settings)
     images = [open_images(one, settings.seed, classes=1) for one in data]

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dcube.checks import check_models
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.data.sources import open_images
@@ -20,8 +21,7 @@ from dcube.files import atomic_write, file_digest, read_json, write_json, write_
 from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
 from dcube.report.studies import differences_figure
-from dcube.settings import load_experiment
-from dcube.stages import check_models
+from dcube.settings import check_of_a_comparison, load_experiment
 from dcube.training.state import load_weights
 
 # what a laptop without bf16 has: about 5 minutes of step 1 and as many of step 2 on one core
@@ -35,6 +35,7 @@ STEP1_BUDGET = (
 
 def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
     """A recipe at the budget of the study of step 1, changed by the caller's `key.path=value`."""
+    check_of_a_comparison(overrides)
     return load_experiment(recipe, [*STEP1_BUDGET, *overrides])
 
 
@@ -48,7 +49,7 @@ def reproduce_step1(
     but with `test`: when all folds are done, it is predicted after training on all other images. Returns what
     step1.json holds. InputError where OUT holds a study with other settings or of other images.
     """
-    check_models(settings)
+    check_models(settings, cnn=True)
     if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
     stores = named_stores(data, settings)

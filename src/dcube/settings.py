@@ -134,6 +134,13 @@ def check_left_out(settings: Experiment, classes: Sequence[str]) -> None:
             )
 
 
+def check_of_a_comparison(overrides: Sequence[str]) -> None:
+    """InputError for changes of a recipe that only a run heeds: benchmarks and studies have floors of their own."""
+    for change in overrides:
+        if change.startswith(("evaluation.without=", "evaluation.floors=")):
+            raise InputError(f"{change.split('=')[0]} changes what `dcube fit` shows, and nothing here; leave it out.")
+
+
 def changed_settings(old: Experiment, new: Experiment) -> list[str]:
     """Every differing setting as `key.path: old -> new`."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dcube.checks import check_models
 from dcube.classifier.model import Predictor, load_predictor, predict_readers, predict_rows
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
@@ -17,7 +18,6 @@ from dcube.data.decode import Normalisation
 from dcube.data.joint import JointData, joined
 from dcube.data.seen import union
 from dcube.data.store import Store
-from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion
 from dcube.errors import InputError
 from dcube.evaluation.floors import fitted_floors
@@ -26,7 +26,6 @@ from dcube.experiments.live_probe import LiveProbe
 from dcube.experiments.probe import probe as probe_blocks
 from dcube.external import evaluate_external, training_look
 from dcube.features.selection import select_blocks
-from dcube.features.subnet import SubNetwork
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
@@ -37,8 +36,8 @@ from dcube.settings import check_left_out
 from dcube.tables import read_split, write_predictions
 from dcube.training.loop import Trained
 from dcube.training.order import some
-from dcube.training.runtime import check_device, pick_device, use_threads
-from dcube.training.team import check_batch, summon
+from dcube.training.runtime import pick_device, use_threads
+from dcube.training.team import summon
 
 LOOK = 500  # training images that say what images look like; images that floors are asked about at once
 FLOOR_IMAGES = 5000  # training images of the floors at most: their memory must not grow with the set
@@ -176,30 +175,6 @@ def evaluate(run: Run, split: str, again: bool = False, data: str | None = None)
 def report(run: Run) -> Path:
     """RUN/report.html from what the other stages left."""
     return write_report(run.path)
-
-
-def check_models(settings: Experiment, classifier: bool = True) -> None:
-    """InputError for a device, weights, a CNN or forced blocks that are not there, before anything is removed or
-    trained."""
-    check_device(settings.runtime.device)
-    form = settings.diffusion.contrastive
-    least = 2 if form.pairs == "all" or form.distance == "centred" else 1  # pairs: alone, one has nothing beside it
-    check_batch(settings.diffusion.optimizer.batch_size, "diffusion.optimizer.batch_size", least)
-    if classifier:
-        how = settings.classifier
-        check_batch(how.optimizer.batch_size, "classifier.optimizer.batch_size", 2)  # for batch normalisation
-        network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
-        if "cnn" in how.covariance_readers:
-            _ = network.level_channels  # raises where there are no such maps
-        if how.second_reader:
-            network.end_at(how.second_reader)  # raises where there is no such map
-    with torch.device("meta"):  # the structure alone
-        blocks = len(build_denoiser(settings.diffusion, channels=1, num_classes=2).blocks)
-    for name, forced in (
-        ("features.blocks", settings.features.blocks), ("diffusion.probe_blocks", settings.diffusion.probe_blocks),
-    ):  # fmt: skip
-        if forced is not None and not set() < set(forced) <= set(range(blocks)):
-            raise InputError(f"{name}={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
 
 
 def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> dict[str, Any]:

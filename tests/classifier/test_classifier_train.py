@@ -22,13 +22,16 @@ BLOCKS = [1, 3]
 
 
 @pytest.fixture(
-    scope="module", params=[("paper", 0, ()), ("late", 0, ()), ("late", 16, ()), ("late", 16, ("cnn", "step1"))],
-    ids=["paper", "late", "two readers", "all readers"],
+    scope="module", params=[
+        ("paper", 0, (), "cnn"), ("late", 0, (), "cnn"), ("late", 16, (), "cnn"), ("late", 16, ("cnn", "step1"), "cnn"),
+        ("late", 0, (), "step1"), ("paper", 16, ("step1",), "step1"),
+    ],
+    ids=["paper", "late", "two readers", "all readers", "own network", "own network and readers"],
 )  # fmt: skip
 def trained(request: pytest.FixtureRequest, data: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished step 2; live features in validation, so that they are those of prediction."""
-    head, second, covariances = request.param
-    changes = {"head": head, "second_reader": second, "covariance_readers": covariances}
+    head, second, covariances, sub = request.param
+    changes = {"head": head, "second_reader": second, "covariance_readers": covariances, "sub_network": sub}
     experiment = tiny_experiment(features={"cache_gb": 0}, classifier=changes)
     directory = tmp_path_factory.mktemp("step2")
     train_classifier(data, experiment, tiny_diffusion(), BLOCKS, directory)
@@ -82,7 +85,7 @@ def test_weights_are_replaced_only_by_better_ones(data: ImageData, run: Path, mo
 def test_repeating_a_finished_training_changes_nothing(trained: Path, data: ImageData) -> None:
     """Also where the process was killed between the last file and the note that the stage is done."""
     before = load_weights(trained / "model.safetensors")
-    changed = "head", "second_reader", "covariance_readers"
+    changed = "head", "second_reader", "covariance_readers", "sub_network"
     changes = {name: value for name, value in before[1]["classifier"].items() if name in changed}
     experiment = tiny_experiment(features={"cache_gb": 0}, classifier=changes)
     _, result = train_classifier(data, experiment, tiny_diffusion(), BLOCKS, trained)

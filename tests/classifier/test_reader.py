@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from dcube.checks import check_models
 from dcube.classifier.model import DCubeClassifier, Predictor, load_predictor, predict_readers
 from dcube.classifier.reader import (
     Reader,
@@ -29,7 +30,7 @@ from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.features.covariance import evened
 from dcube.features.subnet import SubNetwork
-from dcube.stages import check_models, with_floors
+from dcube.stages import with_floors
 from dcube.training.state import load_weights
 from tiny import tiny_diffusion, tiny_experiment
 

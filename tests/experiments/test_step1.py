@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, study
-from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell, best_blocks, fold_data
+from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, run_unit, study
+from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Arm, Cell, best_blocks, fold_data
 from dcube.experiments.step1_summary import ALL, LATE, OWN, PROBE, SEEN, _difference, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
 from tiny import tiny_data, tiny_experiment
@@ -181,3 +182,22 @@ def test_data_without_a_test_split_are_refused(data: ImageData, tmp_path: Path) 
     with pytest.raises(InputError, match="brings no test split"):
         run(data, tmp_path / "out", test=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_where_f_sub_is_step_1_itself_only_d_cube_begins_with_a_trained_one(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rivals' begins as the untrained network, and what is called a CNN stays one."""
+    begun: dict[str, tuple[str, str, int]] = {}
+
+    def note(cell: Cell, name: str, settings: Experiment, arm: Arm, blocks: list[int]) -> None:
+        begun[name] = arm.name, settings.classifier.sub_network, len(blocks)
+
+    monkeypatch.setattr("dcube.experiments.step1.classify_system", note)
+    settings = tiny_experiment(features={"top_k": 1}, classifier={"sub_network": "step1"})
+    unit = Unit("tiny", data.store.directory, tmp_path, settings, 2, 0, False, (3,), (TRAINED, UNTRAINED))
+    run_unit(unit)
+    assert begun == {
+        "D-Cube": (TRAINED, "step1", 1), "untrained step 1": (UNTRAINED, "step1", 1),
+        "no step 1": (UNTRAINED, "step1", 0), "fine-tuned CNN": (UNTRAINED, "cnn", 0),
+    }  # fmt: skip

@@ -12,6 +12,7 @@ from dcube.errors import InputError
 from dcube.experiments.benchmark.field import FLOORS, MOST_TRIES, configurations, names, title
 from dcube.experiments.benchmark.systems import budget_of
 from dcube.experiments.benchmark.terms import Unit
+from dcube.reproduce import study_settings
 from dcube.settings import override
 from dcube.training.budget import Budget
 
@@ -32,6 +33,10 @@ def test_the_recipe_s_own_extras_are_not_for_d_cube_alone() -> None:
     assert make_terms(overrides=["classifier.second_reader=16"]).settings.classifier.second_reader == 16
     with pytest.raises(InputError, match="give --size, not diffusion.align.size"):
         make_terms(overrides=["diffusion.align.size=128"], size=48)
+    for change in ("evaluation.floors=false", "evaluation.without=[[normal]]"):
+        for make in (make_terms, study_settings):
+            with pytest.raises(InputError, match="changes what `dcube fit` shows, and nothing here; leave it out"):
+                make("small", [change])
     with pytest.raises(InputError, match="leave diffusion.augmentation out"):
         make_terms(overrides=["diffusion.augmentation.probability=0.1", "diffusion.align.weight=0"])
 

@@ -34,19 +34,19 @@ class ClassifierBatches:
             self.cache = make_cache(data, self.indices, frozen, experiment, self.timesteps, directory, mirror=True)
 
     def __call__(self, step: int) -> dict[str, torch.Tensor]:
-        """y, t, flipped: [B]; large: [B, C, S, S] at cnn_size, small: at the diffusion model's size, both in
+        """y, t, flipped: [B]; large: [B, C, S, S] at the size of f_sub, small: at the diffusion model's size, both in
         [0, 1] and mirrored where flipped; cycle_t, cycle_noise for eq. 7; with a cache map0, mirror0, ... in float16.
         """
         rng, generator = numpy_rng(self.seed, "step2", step), torch_rng(self.seed, "step2 noise", step)
         rows = self.order.batch(step)
         flipped = rng.random(len(rows)) < (0.5 if self.experiment.data.horizontal_flip else 0)
         diffusion = self.frozen.diffusion.config
-        images = {"large": self.config.cnn_size, "small": diffusion.image_size}
+        sizes = self.experiment.sub_size, diffusion.image_size
         mask = torch.from_numpy(flipped)[:, None, None, None]
         batch = {"y": torch.from_numpy(self.labels[rows]), "flipped": torch.from_numpy(flipped)}
-        for name, size in images.items():
-            x = self.data.images(self.indices[rows], size)
-            batch[name] = torch.where(mask, x.flip(-1), x)
+        seen = {size: self.data.images(self.indices[rows], size) for size in set(sizes)}
+        mirrored = {size: torch.where(mask, x.flip(-1), x) for size, x in seen.items()}
+        batch |= {"large": mirrored[sizes[0]], "small": mirrored[sizes[1]]}
         if self.timesteps is None:
             batch["t"] = torch.randint(diffusion.timesteps, (len(rows),), generator=generator)
         else:

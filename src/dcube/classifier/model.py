@@ -16,6 +16,7 @@ from dcube.classifier.reader import SECOND, WholeMaps, build_readers, joined, re
 from dcube.config import ClassifierConfig, FeaturesConfig
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
+from dcube.features.finetuned import FineTuned, fine_tuned
 from dcube.features.frozen import FrozenFeatures
 from dcube.features.subnet import SubNetwork
 from dcube.progress import progress
@@ -29,16 +30,17 @@ JOINT = 32  # images times timesteps up to which one forward is faster than one 
 class DCubeClassifier(nn.Module):
     """Logits from an image and its diffusion features. The frozen diffusion model is not part of it.
 
-    images: [B, C, S, S] in [0, 1] at `cnn_size`; maps: one [B, C_b, h_b, w_b] per selected block -> [B, K].
-    `blocks`: channels of these; `whole`: of all blocks, where a reader reads them.
+    images: [B, C, S, S] in [0, 1] at f_sub's size; maps: one [B, C_b, h_b, w_b] per selected block -> [B, K].
+    `blocks`: channels of these; `whole`: of all blocks, where a reader reads them; `own`: f_sub, where it is
+    not the CNN.
     """
 
     def __init__(
         self, config: ClassifierConfig, num_classes: int, blocks: Sequence[int], weights: str | None = None,
-        whole: Sequence[int] = (),
+        whole: Sequence[int] = (), own: FineTuned | None = None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.subnet = SubNetwork(config.cnn, weights or config.cnn_weights, config.cnn_size)
+        self.subnet = own or SubNetwork(config.cnn, weights or config.cnn_weights, config.cnn_size)
         self.head: nn.Module = HEADS[config.head](
             blocks, self.subnet.width, num_classes, config.grid, config.width, config.dropout
         )
@@ -54,17 +56,14 @@ class DCubeClassifier(nn.Module):
         return logits
 
     def answer(self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]]) -> torch.Tensor:
-        """Class probabilities [B, K] by the network alone, averaged over the fixed timesteps (the CNN is run once)."""
+        """Class probabilities [B, K] by the network alone, averaged over the fixed timesteps (f_sub is run once)."""
         f_sub = self.subnet(images)
         logits = torch.stack([full_precision(self.head(f_sub, maps)) for maps in per_timestep])
         return logits.softmax(-1).mean(0)
 
-    def probabilities(
-        self, images: torch.Tensor, per_timestep: list[list[torch.Tensor]], whole: Sequence[torch.Tensor] = ()
-    ) -> torch.Tensor:
-        """The same, joined with the answers of the readers where there are any; `whole`: all of step 1's maps."""
-        others = [full_precision(reader(images, whole)) for reader in self.readers.values()]
-        return joined(self.answer(images, per_timestep), *others)
+    def read(self, images: torch.Tensor, whole: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
+        """Log-probabilities [B, K] by each reader; images at the CNN's size, `whole`: all of step 1's maps."""
+        return [full_precision(reader(images, whole)) for reader in self.readers.values()]
 
 
 @dataclass(frozen=True)
@@ -79,14 +78,22 @@ class Predictor:
     metadata: dict[str, Any]
     whole: WholeMaps | None = None  # for a reader of step 1's maps
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Pixels that the diffusion model and the CNN see; where nothing looks at a CNN, twice the former."""
+        small, how = self.frozen.diffusion.config.image_size, self.config
+        looks = how.sub_network == "cnn" or how.second_reader or "cnn" in how.covariance_readers
+        return small, how.cnn_size if looks else small
+
     @torch.inference_mode()
     def __call__(self, small: torch.Tensor, large: torch.Tensor) -> torch.Tensor:
         """Probabilities [B, K], in fp32 the same for an image alone and in a batch (1e-5; in bf16 to its rounding).
 
-        small: [B, C, S, S] at the diffusion model's size, large: at the CNN's; both in [0, 1].
+        small, large: [B, C, S, S] in [0, 1], at `sizes`.
         """
         large = large.contiguous(memory_format=torch.channels_last)
-        return self.model.probabilities(large, self._maps(small), self.whole(small) if self.whole else ())
+        answer = self.model.answer(large if self.config.sub_network == "cnn" else small, self._maps(small))
+        return joined(answer, *self.model.read(large, self.whole(small) if self.whole else ()))
 
     def _maps(self, small: torch.Tensor) -> list[list[torch.Tensor]]:
         """Per timestep of the fixed set the maps of the blocks; in one forward as far as the batch stays small."""
@@ -103,12 +110,13 @@ class Predictor:
 def predict_rows(predictor: Predictor, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float]:
     """Probabilities [n, K] float64 for rows of a store, and the seconds that the model took of it."""
     device = next(predictor.model.parameters()).device
-    sizes = predictor.frozen.diffusion.config.image_size, predictor.config.cnn_size
+    small_size, large_size = predictor.sizes
     parts, seconds = [], 0.0
     with progress("prediction", len(rows)) as advance:
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            small, large = (data.images(chunk, size).to(device) for size in sizes)
+            small = data.images(chunk, small_size).to(device)
+            large = small if large_size == small_size else data.images(chunk, large_size).to(device)
             begin = time.perf_counter()
             parts.append(predictor(small, large).cpu().double().numpy())
             seconds += time.perf_counter() - begin
@@ -136,8 +144,9 @@ def load_predictor(path: Path, diffusion: Diffusion, device: torch.device | str 
     frozen = FrozenFeatures(diffusion, metadata["blocks"], features.input, map_side(config), dtype)
     whole = whole_maps(diffusion, config, features, dtype)
     model = DCubeClassifier(
-        config, len(metadata["classes"]), [s[0] for s in frozen.shapes], "none", whole.channels if whole else ()
-    )
+        config, len(metadata["classes"]), [s[0] for s in frozen.shapes], "none", whole.channels if whole else (),
+        fine_tuned(diffusion, config, features),
+    )  # fmt: skip
     model.load_state_dict(tensors)
     model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Predictor(model, frozen, config, features, metadata["classes"], metadata, whole)

@@ -18,6 +18,7 @@ from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
+from dcube.features.finetuned import fine_tuned
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
 from dcube.training.best import BestWeights
 from dcube.training.fastest import Trial
@@ -107,7 +108,7 @@ class Validation:
         parts = []
         for start in range(0, len(self.indices), CHUNK):
             rows = np.arange(start, min(start + CHUNK, len(self.indices)))
-            large = self.data.images(self.indices[rows], self.experiment.classifier.cnn_size).to(device)
+            large = self.data.images(self.indices[rows], self.experiment.sub_size).to(device)
             maps = [[m.to(device).float() for m in step] for step in self._maps(rows, device)]
             answer = ema.answer(large, maps).cpu().double()
             parts.append(joined(answer, *(alone[rows] for alone in self.read)).numpy())
@@ -138,7 +139,10 @@ def _begun(
         readers, _ = make_readers(data, experiment, directory, frozen.diffusion, frozen.dtype)
     torch.manual_seed(key(experiment.seed, "classifier", "weights"))
     channels = [shape[0] for shape in frozen.shapes]
-    model = DCubeClassifier(experiment.classifier, len(data.classes), channels, whole=whole.channels if whole else ())
+    own = fine_tuned(frozen.diffusion, experiment.classifier, experiment.features)
+    model = DCubeClassifier(
+        experiment.classifier, len(data.classes), channels, whole=whole.channels if whole else (), own=own
+    )
     if readers is not None:
         model.readers.load_state_dict(readers.state_dict())
     return model
@@ -182,8 +186,8 @@ def train_classifier(
             {"params": list(m.head.parameters())},  # type: ignore[union-attr]
             {"params": list(m.subnet.parameters()), "scale": config.cnn_lr_scale},  # type: ignore[union-attr]
         ],
-        memory_settings="classifier.optimizer.batch_size or classifier.cnn_size",
-        trials=lambda: {"dtype": trial(model, config.cnn_size, data.store.normalisation.channels, frozen.shapes)},
+        memory_settings="classifier.optimizer.batch_size" + " or classifier.cnn_size" * (config.sub_network == "cnn"),
+        trials=lambda: {"dtype": trial(model, experiment.sub_size, data.store.normalisation.channels, frozen.shapes)},
         unused=True,  # layers that some CNNs of timm have behind their maps
     )  # fmt: skip
     steps = config.optimizer.total_steps(len(batches.indices))

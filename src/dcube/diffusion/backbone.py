@@ -85,6 +85,10 @@ class Denoiser(nn.Module):
         """
         return {"dtype": (self, (x_t, t))}
 
+    def end_at_middle(self) -> None:
+        """Let go of all that only what lies behind the middle block needs; a forward must stop there from now on."""
+        self.side, self.augmentation = nn.ModuleDict(), None
+
     def as_map(self, feature: torch.Tensor) -> torch.Tensor:
         """A tapped feature as [B, C, h, w]."""
         return feature

@@ -89,10 +89,11 @@ class UNet(Denoiser):
                 parts += [layer(w, w), *([MapAttention(w, groups)] if attends else [])]
             if parts:
                 self.more[name] = nn.ModuleList(parts)
-        self.norm = nn.GroupNorm(groups, widths[0])
-        self.final = nn.Conv2d(widths[0], channels * config.patch**2, 3, padding=1)
-        nn.init.zeros_(self.final.weight)
-        nn.init.zeros_(self.final.bias)  # type: ignore[arg-type]
+        self.norm: nn.Module = nn.GroupNorm(groups, widths[0])
+        last = nn.Conv2d(widths[0], channels * config.patch**2, 3, padding=1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.final: nn.Module = last
 
     def _run(self, x_t: torch.Tensor, t: torch.Tensor, label: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
         embedding = timestep_embedding(t, self.widths[0]).to(label.dtype)
@@ -115,6 +116,12 @@ class UNet(Denoiser):
             yield name, x
         x = self.final(F.silu(self.norm(x)))
         yield "noise", F.pixel_shuffle(x, self.patch)
+
+    def end_at_middle(self) -> None:
+        super().end_at_middle()
+        self.up, self.grow, self.norm, self.final = nn.ModuleList(), nn.ModuleList(), nn.Identity(), nn.Identity()
+        for name in [name for name in self.more if name.startswith("up")]:
+            del self.more[name]
 
     def _go_on(self, block: str, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """The further layers and attention of a block."""

@@ -57,6 +57,7 @@ class UViT(Denoiser):
     def __init__(self, config: UViTConfig, image_size: int, channels: int, num_classes: int) -> None:
         super().__init__(num_classes, config.width)
         half, width = config.depth // 2, config.width
+        self.half = half
         self.patch, self.channels, self.grid = config.patch, channels, image_size // config.patch
         self.blocks = config.blocks
         self.middle = f"block{half}"
@@ -67,9 +68,9 @@ class UViT(Denoiser):
         self.layers = nn.ModuleList(
             Block(width, config.heads, config.mlp_ratio, skip=i > half) for i in range(config.depth + 1)
         )
-        self.norm = nn.LayerNorm(width)
-        self.unembed = nn.Linear(width, channels * config.patch**2)
-        self.final = nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm: nn.Module = nn.LayerNorm(width)
+        self.unembed: nn.Module = nn.Linear(width, channels * config.patch**2)
+        self.final: nn.Module = nn.Conv2d(channels, channels, 3, padding=1)
         self.apply(_initialise)
         nn.init.trunc_normal_(self.position, std=0.02)
 
@@ -78,10 +79,9 @@ class UViT(Denoiser):
         time = timestep_embedding(t, x.shape[-1]).to(x.dtype)[:, None]        # [B, 1, D]
         x = torch.cat([time, x], dim=1) + label[:, None] + self.position      # [B, 1 + L, D]
         skips: list[torch.Tensor] = []
-        half = len(self.layers) // 2
         for i, layer in enumerate(self.layers):
-            x = layer(x, skips.pop() if i > half else None)                   # [B, 1 + L, D]
-            if i < half:
+            x = layer(x, skips.pop() if i > self.half else None)                   # [B, 1 + L, D]
+            if i < self.half:
                 skips.append(x)
             yield self.blocks[i], x
         x = self.unembed(self.norm(x))[:, 1:]                                 # [B, L, p * p * C]
@@ -89,8 +89,13 @@ class UViT(Denoiser):
         x = x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)           # [B, C, H, W]
         yield "noise", self.final(x)
 
+    def end_at_middle(self) -> None:
+        super().end_at_middle()
+        self.layers = self.layers[: self.half + 1]  # type: ignore[assignment]  # a list
+        self.norm, self.unembed, self.final = nn.Identity(), nn.Identity(), nn.Identity()
+
     def trials(self, x_t: torch.Tensor, t: torch.Tensor) -> dict[str, Trial]:
-        block, tokens = self.layers[len(self.layers) // 2], torch.zeros_like(self.position).repeat(len(x_t), 1, 1)
+        block, tokens = self.layers[self.half], torch.zeros_like(self.position).repeat(len(x_t), 1, 1)
         assert isinstance(block, Block)
         return {"attention": (block.attention, (tokens,)), "dtype": (block, (tokens,))}
 

@@ -39,7 +39,10 @@ SYSTEMS: dict[str, tuple[str | None, tuple[str, ...]]] = {  # step 2: which step
     "D-Cube": (TRAINED, ()),
     "untrained step 1": (UNTRAINED, ()),
     "no step 1": (None, ("classifier.lambda_cycle=0",)),
-    "fine-tuned CNN": (None, ("classifier.head=late", "classifier.lambda_cycle=0", "classifier.lambda_consistency=0")),
+    "fine-tuned CNN": (None, (
+        "classifier.head=late", "classifier.lambda_cycle=0", "classifier.lambda_consistency=0",
+        "classifier.sub_network=cnn",
+    )),
 }
 
 
@@ -129,7 +132,7 @@ def run_unit(unit: Unit) -> None:
         return
     for system, (source, changes) in SYSTEMS.items():
         blocks = best_blocks(probed[source], unit.settings.features.top_k) if source else []
-        classify_system(cell, system, override(unit.settings, changes), arms[source or TRAINED], blocks)
+        classify_system(cell, system, override(unit.settings, changes), arms[source or UNTRAINED], blocks)
 
 
 def cell_of(unit: Unit) -> Cell:

@@ -72,6 +72,10 @@ class SubNetwork(nn.Module):
         found = self.level(images, stride)
         return F.adaptive_avg_pool2d(found, min(RASTER, found.shape[-1])).flatten(1)
 
+    def check_level(self, stride: int) -> None:
+        """InputError where the network has no map of a stride."""
+        self._index(stride)
+
     def end_at(self, stride: int) -> None:
         """Let go of the layers behind the level of a stride."""
         self.cnn.prune_intermediate_layers([self._index(stride)])

@@ -163,8 +163,7 @@ def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tu
         ),
         (
             "Step 2",
-            f"classifier on the selected blocks and {step_2['cnn']} at {step_2['cnn_size']} px"
-            f" (weights: {step_2['cnn_weights']}), {_length(step_2, 'images')}",
+            f"classifier on the selected blocks and {_sub_network(step_1, step_2)}, {_length(step_2, 'images')}",
         ),
         (
             "Its loss",
@@ -172,6 +171,12 @@ def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tu
             f" consistency (weight {step_2['lambda_consistency']:g})",
         ),
     ]
+
+
+def _sub_network(step_1: Mapping[str, Any], step_2: Mapping[str, Any]) -> str:
+    if step_2.get("sub_network", "cnn") == "step1":
+        return f"a copy of step 1's own network at {step_1['image_size']} px, trained further"
+    return f"{step_2['cnn']} at {step_2['cnn_size']} px (weights: {step_2['cnn_weights']})"
 
 
 def _length(step: Mapping[str, Any], unit: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from dcube.baselines.diffusion_classifier import diffusion_classifier
 from dcube.baselines.probes import feature_probe, reader_probe
 from dcube.classifier.batches import cache_pays
-from dcube.classifier.model import CHUNK, load_predictor, predict_rows, predictor_dtype
+from dcube.classifier.model import CHUNK, Predictor, load_predictor, predict_rows, predictor_dtype
 from dcube.classifier.reader import Reader, Step1Covariances, WholeMaps, make_readers
 from dcube.classifier.train import train_classifier
 from dcube.config import Experiment
@@ -89,8 +89,14 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
         "steps": step1["steps"] + result.step, "fewest": min(step1["steps"], result.step),
         "planned": step1["planned"] + length.steps,
         "parameters": trained + read, "trainable": trained,
-        "weights": f"CNN {predictor.metadata['cnn_source']}; {step1['weights']}", "blocks": chosen["selected"],
+        "weights": f"{_first_weights(predictor)}; {step1['weights']}", "blocks": chosen["selected"],
     }  # fmt: skip
+
+
+def _first_weights(predictor: Predictor) -> str:
+    if predictor.config.sub_network == "step1":
+        return "f_sub step 1's own, which began with random ones"
+    return f"CNN {predictor.metadata['cnn_source']}"
 
 
 def predict_dcube(unit: Unit, data: ImageData, rows: np.ndarray) -> tuple[np.ndarray, float | None]:
