@@ -13,7 +13,7 @@ ORDER = (
     *("errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
-    *("tables", "environment", "runs", "opening", "inputs", "audit", "external", "stages", "samples"),
+    *("tables", "environment", "runs", "opening", "checks", "inputs", "audit", "external", "stages", "samples"),
     *("explanation", "crossval", "dryrun"),
     *("reproduce", "benchmark"),
     *("api", "pretraining", "console", "options", "prediction", "looking_cli", "studies_cli", "cli", "__main__"),

@@ -113,10 +113,10 @@ def test_an_image_alone_and_in_a_batch_of_17(
 def test_prediction_is_the_mean_over_the_fixed_timesteps(trained: Path, data: ImageData) -> None:
     predictor = predictor_of(trained)
     small, large = (data.images(np.arange(4), size) for size in (8, 32))
-    each = []
+    each, seen = [], {"cnn": large, "step1": small}[predictor.config.sub_network]
     for t in (1, 5):
         with torch.inference_mode():
-            each.append(predictor.model(large, predictor.frozen(small, torch.full((4,), t))).softmax(1))
+            each.append(predictor.model(seen, predictor.frozen(small, torch.full((4,), t))).softmax(1))
     maps = predictor.whole(small) if predictor.whole else ()
     readers = [reader(large, maps) for reader in predictor.model.readers.values()]
     expected = joined((each[0] + each[1]) / 2, *readers)

@@ -57,7 +57,7 @@ class UViT(Denoiser):
     def __init__(self, config: UViTConfig, image_size: int, channels: int, num_classes: int) -> None:
         super().__init__(num_classes, config.width)
         half, width = config.depth // 2, config.width
-        self.half = half
+        self.middle_index = half
         self.patch, self.channels, self.grid = config.patch, channels, image_size // config.patch
         self.blocks = config.blocks
         self.middle = f"block{half}"
@@ -80,8 +80,8 @@ class UViT(Denoiser):
         x = torch.cat([time, x], dim=1) + label[:, None] + self.position      # [B, 1 + L, D]
         skips: list[torch.Tensor] = []
         for i, layer in enumerate(self.layers):
-            x = layer(x, skips.pop() if i > self.half else None)                   # [B, 1 + L, D]
-            if i < self.half:
+            x = layer(x, skips.pop() if i > self.middle_index else None)      # [B, 1 + L, D]
+            if i < self.middle_index:
                 skips.append(x)
             yield self.blocks[i], x
         x = self.unembed(self.norm(x))[:, 1:]                                 # [B, L, p * p * C]
@@ -91,11 +91,11 @@ class UViT(Denoiser):
 
     def end_at_middle(self) -> None:
         super().end_at_middle()
-        self.layers = self.layers[: self.half + 1]  # type: ignore[assignment]  # a list
+        self.layers = self.layers[: self.middle_index + 1]  # type: ignore[assignment]  # a list
         self.norm, self.unembed, self.final = nn.Identity(), nn.Identity(), nn.Identity()
 
     def trials(self, x_t: torch.Tensor, t: torch.Tensor) -> dict[str, Trial]:
-        block, tokens = self.layers[self.half], torch.zeros_like(self.position).repeat(len(x_t), 1, 1)
+        block, tokens = self.layers[self.middle_index], torch.zeros_like(self.position).repeat(len(x_t), 1, 1)
         assert isinstance(block, Block)
         return {"attention": (block.attention, (tokens,)), "dtype": (block, (tokens,))}
 
