@@ -67,6 +67,15 @@ def test_manifest_of_a_spreadsheet(folder: Path) -> None:
     assert open_images(str(folder)).records == images.records
 
 
+def test_a_patient_in_several_groups_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """group_id decides; a row without one falls back on its patient, who may then be divided unawares."""
+    head = "path,label,group_id,patient_id\n"
+    open_images(str(manifest(folder, head + "benign/0.png,b,g1,p1\nbenign/1.png,m,g1,p1\nbenign/2.png,m,g2,p2\n")))
+    assert "several groups" not in capsys.readouterr().out
+    open_images(str(manifest(folder, head + "benign/0.png,b,g1,p1\nbenign/1.png,m,,p1\nbenign/2.png,m,g2,p2\n")))
+    assert "1 of 2 patients, such as p1, have images in several groups" in capsys.readouterr().out
+
+
 HEAD = "path,label,split,patient_id\n"
 GOOD = HEAD + "benign/0.png,b,train,p1\nbenign/1.png,m,train,p2\n"
 BAD_MANIFESTS = {

@@ -116,7 +116,21 @@ def manifest(data: str, seed: int) -> ImageSet | None:
             f"{path} names {len(missing)} missing {'file' if len(missing) == 1 else 'files'}:"
             f" {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; paths are taken from {root}."
         )
+    _tell_divided_patients(path, [row for _, row in rows])
     return _from_files(str(path), root, list(records.values()))
+
+
+def _tell_divided_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Where group_id parts what patient_id joins, which may be meant: numbers of patients can come again elsewhere."""
+    groups: dict[str, set[str]] = {}
+    for row in rows:
+        if row.get("patient_id"):
+            groups.setdefault(row["patient_id"], set()).add(group_of(row))
+    if divided := [patient for patient, held in groups.items() if len(held) > 1]:
+        print(
+            f"{path}: {len(divided)} of {len(groups)} patients, such as {divided[0]}, have images in several groups;"
+            " group_id decides, so a patient may be on both sides of a split"
+        )
 
 
 def read_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> list[tuple[int, dict[str, str]]]:
