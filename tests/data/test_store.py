@@ -13,11 +13,13 @@ from PIL import Image
 
 from dcube.config import DataConfig
 from dcube.data import store as module
+from dcube.data.cache import contents
 from dcube.data.dataset import ImageData
 from dcube.data.records import ImageSet, Record
 from dcube.data.sources import open_images
 from dcube.data.store import Store, build_store, cached_store, default_cache, store_key
 from dcube.errors import InputError
+from dcube.files import file_digest
 
 RNG = np.random.default_rng(0)
 CONFIG = DataConfig(size=16)
@@ -258,3 +260,18 @@ def test_image_data(folder: Path, tmp_path: Path) -> None:
         data.indices("holdout")
     with pytest.raises(ValueError):
         ImageData(store, np.array(["train"]))
+
+
+def test_reading_many_files_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every command reads all files to know them again: of a hundred thousand that takes minutes."""
+    names = ["a", "b", "lacking"]
+    for name in names[:2]:
+        (tmp_path / name).write_text(name)
+    told = contents(tmp_path, names)
+    assert capsys.readouterr().err == "" and told[:2] == [file_digest(tmp_path / name) for name in names[:2]]
+    assert told[2].startswith("unreadable: ")
+    monkeypatch.setattr("dcube.data.cache.MANY", 3)
+    assert contents(tmp_path, names) == told
+    assert "reading files: 3/3" in capsys.readouterr().err

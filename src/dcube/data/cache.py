@@ -1,17 +1,23 @@
-"""The folder in which prepared images wait for the next command."""
+"""The folder in which prepared images wait for the next command, and what tells that they are the same."""
 
 import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 from dcube.data.records import ImageSet
 from dcube.errors import InputError
+from dcube.files import file_digest
+from dcube.progress import progress
 
 ABANDONED = 3600.0  # seconds after the last change of an unfinished store
 TRIED = 20  # unreadable files that are tried again
+THREADS = min(4, os.cpu_count() or 1)
+MANY = 5000  # files whose reading is shown
 
 
 def default_cache() -> Path:
@@ -46,6 +52,24 @@ def _runs(process: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def contents(root: Path, names: Sequence[str]) -> list[str]:
+    """A digest of every file in a folder, as it is now; why it cannot be read, where it cannot."""
+
+    def of(name: str) -> str:
+        try:
+            return file_digest(root / name)
+        except OSError as error:
+            return f"unreadable: {error.strerror}"
+
+    shown = progress("reading files", len(names)) if len(names) >= MANY else nullcontext(lambda done, info="": None)
+    with ThreadPoolExecutor(THREADS) as pool, shown as advance:
+        found = []
+        for digest in pool.map(of, names):
+            found.append(digest)
+            advance(len(found))
+    return found
 
 
 def tell_readable(images: ImageSet, broken: Sequence[dict[str, str]], directory: Path) -> None:

@@ -13,13 +13,13 @@ from typing import Self
 import numpy as np
 
 from dcube.config import DataConfig
-from dcube.data.cache import default_cache, remove_abandoned, tell_readable
+from dcube.data.cache import THREADS, contents, default_cache, remove_abandoned, tell_readable
 from dcube.data.decode import Look, Normalisation, edges, is_colour, look, survey
 from dcube.data.records import ImageSet, Record
 from dcube.data.seen import mark, marks_of, written
 from dcube.data.twins import joined_groups, twins_of
 from dcube.errors import InputError
-from dcube.files import digest, file_digest, read_json, write_json, write_text
+from dcube.files import digest, read_json, write_json, write_text
 
 STORE_FILE = "store.json"
 _TABLE_FILE, _PIXEL_FILE = "table.csv", "pixels.bin"
@@ -94,20 +94,11 @@ def store_key(images: ImageSet, config: DataConfig) -> str:
     elif images.root is None:
         content = [images.name]
     else:
-        root = images.root
-        with ThreadPoolExecutor(_threads()) as pool:
-            content = list(pool.map(lambda record: _content(root / record.path), images.records))
+        content = contents(images.root, [record.path for record in images.records])
     table = [[r.path, r.label, r.group, r.split] for r in images.records]
     settings = {name: getattr(config, name) for name in ("size", "channels", "aspect", "max_broken")}
     settings |= {"window": config.window} if config.window else {}
     return digest([_FORMAT, settings, table, content])
-
-
-def _content(path: Path) -> str:
-    try:
-        return file_digest(path)
-    except OSError as error:
-        return f"unreadable: {error.strerror}"
 
 
 def cached_store(
@@ -217,7 +208,7 @@ def _looks(images: ImageSet, indices: list[int]) -> list[Look]:
         except InputError:  # reported when the pixels are written
             return None
 
-    with ThreadPoolExecutor(_threads()) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         return [seen for seen in pool.map(one, indices) if seen is not None]
 
 
@@ -240,8 +231,8 @@ def _write_pixels(
     kept: list[int] = []
     broken: list[dict[str, str]] = []
     facts: list[tuple[int, int]] = []
-    chunk = 16 * _threads()  # decoded images that may wait for their turn to be written
-    with open(path, "wb") as handle, ThreadPoolExecutor(_threads()) as pool:
+    chunk = 16 * THREADS  # decoded images that may wait for their turn to be written
+    with open(path, "wb") as handle, ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images.records), chunk):
             part = images.records[start : start + chunk]
             for index, result in enumerate(pool.map(convert, part), start):
@@ -290,7 +281,3 @@ def _publish(work: Path, directory: Path) -> Store:
 def _gigabytes(images: ImageSet, config: DataConfig) -> str:
     per_pixel = 1 if config.channels == "auto" else config.channels
     return f"at least {len(images.records) * config.size**2 * per_pixel / 1e9:.1f} GB are needed"
-
-
-def _threads() -> int:
-    return min(4, os.cpu_count() or 1)
