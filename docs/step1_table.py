@@ -17,7 +17,7 @@ from dcube.experiments.step1_summary import ALL, PROBE, SEEN, TWO, markdown
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
 SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-long"
-LONG_CNN = ROOT / "results" / "step1-long-cnn"
+LONG_CNN, OWN = ROOT / "results" / "step1-long-cnn", ROOT / "results" / "step1-own"
 KEPT = (  # systems of the short tables: what is read by what, and the four pipelines with and without readers
     *(PROBE + what for what in ("pixels", UNTRAINED, TRAINED)),
     *(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED)),
@@ -66,7 +66,7 @@ def fresh(text: str) -> str:
     """The page with all blocks made anew."""
     made_of = {
         "study": study(RESULTS), "scratch": study(SCRATCH), "long": study(LONG, short=True),
-        "long with ImageNet": study(LONG_CNN, short=True), "trials": trials(RESULTS),
+        "long with ImageNet": study(LONG_CNN, short=True), "own": study(OWN, short=True), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"

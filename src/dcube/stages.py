@@ -112,6 +112,8 @@ def classify(run: Run, deadline: float | None = None) -> Path:
         check_models(settings)
         run.begin("classify", inputs)
         print(f"classifier: class balance by {settings.data.balance}, blocks {blocks}")
+        if (settings.classifier.sub_network, settings.classifier.cnn_weights) == ("cnn", "none"):
+            print("classifier: the CNN begins with random weights; classifier.sub_network=step1 may do better")
         summon("classify", run.path)
         if _train_step2(run, deadline).finished:
             run.mark_done("classify", inputs)

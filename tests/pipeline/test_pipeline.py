@@ -1,5 +1,6 @@
 """From images to predictions: repeatable, resumable, portable."""
 
+import html
 import json
 import multiprocessing
 import os
@@ -257,6 +258,24 @@ def test_prepared_images_are_data(recipe: Path, scans: Path, tmp_path: Path) -> 
     result = done("fit", tmp_path / "store", "--out", tmp_path / "run", "--recipe", recipe, "--dry-run")
     assert "16 images, 8 groups" in result.stdout
     assert "exists already" in refused("prepare", scans, "--out", tmp_path / "store", "--recipe", recipe)
+
+
+def test_step_1_s_own_network_in_the_cnn_s_place(copied: Path, fitted: Path, tmp_path: Path) -> None:
+    """Classified anew, judged, told, and asked about files, while step 1 stays what it was; no CNN is needed."""
+    own = ("--set", "classifier.sub_network=step1", "--set", "classifier.cnn=no_such_model")
+    assert "random weights" not in done("classify", copied, *own).stdout
+    tensors = load_weights(copied / WEIGHTS[1])[0]
+    assert any(name.startswith("subnet.model.down.") for name in tensors)
+    assert not any(name.startswith(("subnet.model.up.", "subnet.cnn")) for name in tensors)
+    assert stamp(copied / WEIGHTS[0])[1] == stamp(fitted / WEIGHTS[0])[1]
+    assert "macro-F1" in done("evaluate", copied).stdout
+    done("report", copied)
+    told = "a copy of step 1's own network at 16 px, trained further"
+    assert told in html.unescape((copied / "report.html").read_text())
+    write_image(tmp_path / "scan.png", 1)
+    assert "scan.png" in done("predict", copied, tmp_path / "scan.png").stdout
+    back = ("--set", "classifier.sub_network=cnn", "--set", "classifier.cnn=test_resnet.r160_in1k")
+    assert "the CNN begins with random weights" in done("classify", copied, *back).stdout
 
 
 def test_single_stages_with_settings_of_their_own(copied: Path, fitted: Path) -> None:
