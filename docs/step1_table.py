@@ -17,24 +17,25 @@ from dcube.experiments.step1_summary import ALL, PROBE, SEEN, TWO, markdown
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
 SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-long"
-LONG_CNN, OWN = ROOT / "results" / "step1-long-cnn", ROOT / "results" / "step1-own"
-KEPT = (  # systems of the short tables: what is read by what, and the four pipelines with and without readers
+LONG_CNN = ROOT / "results" / "step1-long-cnn"
+OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
+PIPELINES = tuple(system + joined for joined in ("", SEEN, TWO, ALL) for system in SYSTEMS)  # without, with readers
+SHORT = (  # and what is read by what
     *(PROBE + what for what in ("pixels", UNTRAINED, TRAINED)),
     *(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED)),
-    PROBE + MIDDLE, PROBE + "cnn" + TEXTURES,
-    *(system + joined for joined in ("", SEEN, TWO, ALL) for system in SYSTEMS),
+    PROBE + MIDDLE, PROBE + "cnn" + TEXTURES, *PIPELINES,
 )  # fmt: skip
 Trial = dict[str, str]
 
 
-def study(results: Path, short: bool = False) -> str:
-    """The tables of the study; `short`: without the probes joined with the CNN's, and what was promised inside."""
+def study(results: Path, kept: tuple[str, ...] = ()) -> str:
+    """The tables of the study; of the systems `kept` alone, without what was promised inside, where they are named."""
     held = json.loads((results / "step1.json").read_text(encoding="utf-8"))
-    if short:
+    if kept:
         for parts in held["results"].values():
             for part in parts.values():
-                part["macro_f1"] = {name: part["macro_f1"][name] for name in KEPT if name in part["macro_f1"]}
-                part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*KEPT}]
+                part["macro_f1"] = {name: part["macro_f1"][name] for name in kept if name in part["macro_f1"]}
+                part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*kept}]
                 part["inside"] = {}
     parts = [part for shares in held["results"].values() for part in shares.values()]
     seeds = ", ".join(map(str, sorted({seed for part in parts for seed in part["seeds"]})))
@@ -65,8 +66,9 @@ def figure(row: Trial) -> str:
 def fresh(text: str) -> str:
     """The page with all blocks made anew."""
     made_of = {
-        "study": study(RESULTS), "scratch": study(SCRATCH), "long": study(LONG, short=True),
-        "long with ImageNet": study(LONG_CNN, short=True), "own": study(OWN, short=True), "trials": trials(RESULTS),
+        "study": study(RESULTS), "scratch": study(SCRATCH), "long": study(LONG, SHORT),
+        "long with ImageNet": study(LONG_CNN, SHORT), "own": study(OWN, PIPELINES),
+        "own, longer": study(LONG_OWN, PIPELINES), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
