@@ -74,6 +74,15 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         np.testing.assert_allclose(found["D-Cube" + ALL], mean / mean.sum(1, keepdims=True), atol=1e-6)
 
 
+def test_of_the_weights_only_step_1s_are_kept(done: tuple[Path, list[Unit]]) -> None:
+    out, units = done
+    assert not list(out.rglob("checkpoint")) and not list(out.rglob("*.f16"))
+    weights = {file.relative_to(out) for file in out.rglob("*.safetensors")}
+    arms = set(ARMS) - {UNTRAINED}
+    held = [unit.directory.relative_to(out) / "step1" / arm for unit in units for arm in arms]
+    assert weights == {part / "model.safetensors" for part in held}
+
+
 def test_a_repeated_study_does_nothing_again(data: ImageData, done: tuple[Path, list[Unit]]) -> None:
     out, _ = done
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}

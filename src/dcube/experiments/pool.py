@@ -2,9 +2,11 @@
 
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any, TypeVar
 
 from dcube.training.runtime import limit_threads
@@ -35,6 +37,16 @@ def run_units(work: Callable[[Unit], Any], units: Sequence[Unit], jobs: int, thr
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def tidy(directory: Path) -> None:
+    """Remove what only an unfinished training needs."""
+    for name in ("checkpoint", "tensorboard", "samples"):
+        for left_over in list(directory.rglob(name)):
+            shutil.rmtree(left_over, ignore_errors=True)
+    for name in ("features-*.f16", "best.safetensors"):
+        for file in directory.rglob(name):
+            file.unlink()
 
 
 def _begin(threads: int) -> None:

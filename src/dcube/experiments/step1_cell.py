@@ -4,6 +4,7 @@ Block, timestep and regularisation are chosen inside the training part. Each res
 command makes what lacks and continues what was interrupted.
 """
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion, un
 from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.evaluation.metrics import macro_f1
+from dcube.experiments.pool import tidy
 from dcube.experiments.probe import PIXELS
 from dcube.features.covariance import evened
 from dcube.features.frozen import FrozenFeatures, flat_features
@@ -132,6 +134,7 @@ class Arm:
         if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
             train_diffusion(cell.data, self.settings, directory, teacher=make_teacher(cell.data, self.settings))
             write_json(finished, {"inputs": inputs})
+            shutil.rmtree(directory / "checkpoint")
         return load_diffusion(directory / "model.safetensors", device)
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
@@ -234,3 +237,5 @@ def classify_system(cell: Cell, name: str, settings: Experiment, arm: Arm, block
     predictor = load_predictor(directory / "model.safetensors", arm.diffusion, arm.diffusion.device)
     probabilities, _ = predict_rows(predictor, cell.data, cell.held_out)
     write_json(file, {"blocks": blocks, "probabilities": probabilities.round(DIGITS).tolist()})
+    tidy(directory)
+    (directory / "model.safetensors").unlink()  # a study is asked for figures, and has dozens of them

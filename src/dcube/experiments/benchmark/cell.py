@@ -1,10 +1,8 @@
 """The work on a cell, whatever its system: train, judge by validation, and, once all are trained, by the test split."""
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from dcube.errors import DCubeError, InputError
 from dcube.experiments.benchmark import floors, joined, ours, systems
 from dcube.experiments.benchmark.field import FLOORS, STEP1, parts_of
 from dcube.experiments.benchmark.terms import Unit
+from dcube.experiments.pool import tidy
 from dcube.files import read_json, write_json
 from dcube.training.best import validation_figures
 
@@ -55,7 +54,7 @@ def prepare(unit: Unit) -> None:
         (ours if unit.model in STEP1.values() else systems).prepare(unit)
     except FAILURES as error:
         write_json(unit.prepared, {"asked": list(unit.weights)} | _failure(error, unit))
-    _tidy(unit.prepared.with_suffix(""))
+    tidy(unit.prepared.with_suffix(""))
 
 
 def work(unit: Unit) -> None:
@@ -67,7 +66,7 @@ def work(unit: Unit) -> None:
         except FAILURES as error:
             found = _failure(error, unit)
         write_json(unit.result, found)
-    _tidy(unit.directory)
+    tidy(unit.directory)
 
 
 def _failure(error: Exception, unit: Unit) -> dict[str, Any]:
@@ -78,16 +77,6 @@ def _failure(error: Exception, unit: Unit) -> dict[str, Any]:
         raise error
     reason = str(error) if isinstance(error, DCubeError) else f"{type(error).__name__}: {error}"
     return {"failed": reason.replace(f"{unit.out}{os.sep}", "")}
-
-
-def _tidy(directory: Path) -> None:
-    """Remove what only an unfinished training needs."""
-    for name in ("checkpoint", "tensorboard", "samples"):
-        for left_over in list(directory.rglob(name)):
-            shutil.rmtree(left_over, ignore_errors=True)
-    for name in ("features-*.f16", "best.safetensors"):
-        for file in directory.rglob(name):
-            file.unlink()
 
 
 def _trained(unit: Unit, data: ImageData) -> dict[str, Any]:
