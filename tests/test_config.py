@@ -4,7 +4,8 @@ import pytest
 
 from dcube.config import Experiment
 from dcube.errors import InputError
-from dcube.settings import changed_settings, load_experiment, parse_experiment, recipe_names
+from dcube.idle import BELONGING
+from dcube.settings import changed_settings, load_experiment, parse_experiment, recipe_names, resolve
 
 PAPER = {  # recipe: epochs of step 1, epochs of step 2, lambda_1
     "pancreas-ct": (280, 70, 10),
@@ -165,3 +166,39 @@ def test_settings_of_step_1_survive_a_round_trip() -> None:
     again = parse_experiment(experiment.model_dump(mode="json"))
     assert again == experiment and again.diffusion.growth == ((0.25, 32), (0.5, 48))
     assert [again.diffusion.size_at(step, 100) for step in (0, 24, 25, 49, 50, 99)] == [32, 32, 48, 48, 64, 64]
+
+
+@pytest.mark.parametrize(
+    ("given", "owner"),
+    [
+        ("diffusion.uvit.depth=6", "diffusion.backbone=uvit"),
+        ("diffusion.contrastive.margin=0.3", "diffusion.contrastive.weight above 0"),
+        ("diffusion.align.stride=8", "diffusion.align.weight above 0"),
+        ("diffusion.augmentation.strength=2", "diffusion.augmentation.probability above 0"),
+        ("diffusion.probe_blocks=[1]", "diffusion.probe_minutes above 0"),
+        ("classifier.cycle_fraction=0.5", "classifier.lambda_cycle above 0"),
+    ],
+)
+def test_a_setting_that_changes_nothing_beside_the_others_is_told(
+    given: str, owner: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = ["diffusion.align.weight=0", "diffusion.contrastive.weight=0", "classifier.lambda_cycle=0"]
+    settings = resolve("small", [*idle, given, given], seed=0, device="cpu")
+    key, _, value = given.partition("=")
+    assert capsys.readouterr().err == f"{key} changes nothing here: it belongs to {owner}.\n"
+    assert settings == load_experiment("small", [*idle, given, "seed=0", "runtime.device=cpu"])
+    acting = {
+        "diffusion.uvit.depth": "diffusion.backbone=uvit", "diffusion.probe_blocks": "diffusion.probe_minutes=1",
+        "diffusion.augmentation.strength": "diffusion.augmentation.probability=0.1",
+    }.get(key, f"{owner.split()[0]}=1")  # fmt: skip
+    resolve("small", [*idle, f"{key}={value}", acting], seed=None, device=None)
+    assert capsys.readouterr().err == ""
+
+
+def test_every_setting_that_may_be_idle_exists() -> None:
+    tree = load_experiment("small").model_dump()
+    for patterns, _, _ in BELONGING:
+        for pattern in patterns:
+            found = tree
+            for part in pattern.removesuffix(".*").split("."):
+                found = found[part]

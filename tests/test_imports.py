@@ -10,7 +10,7 @@ import dcube
 ROOT = Path(dcube.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
-    *("errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
+    *("errors", "files", "progress", "lock", "sections", "networks", "config", "idle", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
     *("tables", "environment", "runs", "opening", "checks", "inputs", "audit", "external", "stages", "samples"),
@@ -20,7 +20,7 @@ ORDER = (
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
-    *("__init__", "errors", "files", "progress", "lock", "sections", "networks", "config", "settings"),
+    *("__init__", "errors", "files", "progress", "lock", "sections", "networks", "config", "idle", "settings"),
     *("environment", "runs", "opening", "api", "console", "options", "prediction"),
     *("looking_cli", "studies_cli", "cli", "__main__"),
 )

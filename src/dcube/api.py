@@ -10,7 +10,7 @@ import numpy as np
 from dcube.config import Experiment
 from dcube.errors import InputError
 from dcube.runs import Run
-from dcube.settings import check_left_out, load_experiment
+from dcube.settings import check_left_out, resolve
 from dcube.training.team import refuse_team, refuse_unled
 
 if TYPE_CHECKING:
@@ -247,12 +247,6 @@ class DCube:
         parts = [stack[i : i + external.CHUNK] for i in range(0, len(stack), external.CHUNK)]
         empty = np.zeros((0, len(self.classes)))
         return np.concatenate([external.predict_stored(self._predictor, part) for part in parts] or [empty])
-
-
-def resolve(recipe: str, overrides: Sequence[str], seed: int | None, device: str | None) -> Experiment:
-    """The experiment of a recipe with everything the caller changes."""
-    extra = [f"seed={seed}"] if seed is not None else []
-    return load_experiment(recipe, [*overrides, *extra, *([f"runtime.device={device}"] if device else [])])
 
 
 def write_splits(run: Run, store: "Store", settings: Experiment) -> None:

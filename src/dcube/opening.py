@@ -8,6 +8,7 @@ import yaml
 
 from dcube.errors import InputError
 from dcube.files import write_text
+from dcube.idle import told
 from dcube.runs import Run
 from dcube.settings import changed_settings, load_experiment
 
@@ -54,7 +55,7 @@ def change_settings(run: Run, stage: str, overrides: list[str]) -> None:
 
     Raises InputError for a setting that belongs to an earlier stage.
     """
-    new = load_experiment(str(run.experiment), overrides)
+    new = told(load_experiment(str(run.experiment), overrides), overrides)
     for change in changed_settings(run.settings(), new):
         if not f"{change.partition(':')[0]}.".startswith(tuple(f"{known}." for known in SECTIONS[stage])):
             raise InputError(

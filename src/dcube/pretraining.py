@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dcube import stages
-from dcube.api import resolve, store_of
+from dcube.api import store_of
 from dcube.checks import check_models
 from dcube.data.dataset import ImageData
 from dcube.data.folds import splits_of
@@ -16,6 +16,7 @@ from dcube.errors import InputError
 from dcube.files import digest
 from dcube.inputs import check_initial_weights
 from dcube.runs import Run
+from dcube.settings import resolve
 from dcube.tables import write_split
 from dcube.training.runtime import pick_device
 from dcube.training.team import refuse_unled

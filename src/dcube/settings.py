@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dcube.config import Experiment
 from dcube.errors import InputError
+from dcube.idle import told
 
 
 def recipe_names() -> list[str]:
@@ -45,6 +46,13 @@ def load_experiment(recipe: str, overrides: list[str] | None = None) -> Experime
     for override in overrides or []:
         _apply(tree, override)
     return parse_experiment(tree)
+
+
+def resolve(recipe: str, overrides: Sequence[str], seed: int | None, device: str | None) -> Experiment:
+    """The experiment of a recipe with everything the caller changes; a change without effect is told."""
+    extra = [f"seed={seed}"] if seed is not None else []
+    changes = [*overrides, *extra, *([f"runtime.device={device}"] if device else [])]
+    return told(load_experiment(recipe, changes), changes)
 
 
 def override(settings: Experiment, changes: Sequence[str]) -> Experiment:
