@@ -103,9 +103,9 @@ def paired_difference(
     prob_a, labels = check_predictions(prob_a, labels)
     prob_b, _ = check_predictions(prob_b, labels)
     once = np.ones((1, len(labels)))
-    value = weighted_metrics(prob_a, labels, once)[metric] - weighted_metrics(prob_b, labels, once)[metric]
-    draws = [_resampled(p, labels, groups, bootstrap, seed)[metric] for p in (prob_a, prob_b)]
-    return measure(value[0], draws[0] - draws[1], level)
+    of_a, of_b = (weighted_metrics(p, labels, once, (metric,))[metric] for p in (prob_a, prob_b))
+    draws = [_resampled(p, labels, groups, bootstrap, seed, (metric,))[metric] for p in (prob_a, prob_b)]
+    return measure((of_a - of_b)[0], draws[0] - draws[1], level)
 
 
 def without_classes(
@@ -137,10 +137,11 @@ def without_classes(
 
 
 def _resampled(
-    probabilities: Floats, labels: Ints, groups: Sequence[str] | NDArray[Any], bootstrap: int, seed: int
-) -> dict[str, Floats]:
+    probabilities: Floats, labels: Ints, groups: Sequence[str] | NDArray[Any], bootstrap: int, seed: int,
+    metrics: Sequence[str] = METRICS,
+) -> dict[str, Floats]:  # fmt: skip
     parts = [
-        weighted_metrics(probabilities, labels, weights)
+        weighted_metrics(probabilities, labels, weights, metrics)
         for weights in resample_weights(labels, groups, resamples=bootstrap, seed=seed)
     ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

@@ -5,6 +5,8 @@ products. Conventions: macro means run over the classes that the labels hold; a 
 precision 0 (scikit-learn's `zero_division=0`); what cannot be computed is NaN.
 """
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,17 +64,18 @@ def class_scores(confusion: Floats) -> dict[str, Floats]:
     return {"precision": precision, "recall": recall, "f1": f1}
 
 
-def weighted_metrics(probabilities: Floats, labels: Ints, weights: Floats) -> dict[str, Floats]:
-    """All metrics under B weightings of the images at once.
+def weighted_metrics(
+    probabilities: Floats, labels: Ints, weights: Floats, metrics: Sequence[str] = METRICS
+) -> dict[str, Floats]:
+    """Metrics under B weightings of the images at once.
 
-    probabilities: [N, K]; labels: [N]; weights: [B, N], not negative. Returns the names of METRICS -> [B], and
+    probabilities: [N, K]; labels: [N]; weights: [B, N], not negative. Returns the names of `metrics` -> [B], and
     "precision", "recall", "f1" -> [B, K]. A macro metric is NaN in a weighting that leaves a class of `labels`
     without images. Brier: squared error summed over the classes (0 .. 2). ECE: 15 equal bins of the confidence.
     """
     probabilities, labels = check_predictions(probabilities, labels)
     classes, predicted = probabilities.shape[1], probabilities.argmax(1)
-    cells = labels * classes + predicted
-    counts = np.array([np.bincount(cells, each, classes**2) for each in weights], dtype=np.float64)
+    counts = weights @ np.eye(classes**2)[labels * classes + predicted]
     confusion = counts.reshape(-1, classes, classes)
     total = weights.sum(1)
 
@@ -80,19 +83,17 @@ def weighted_metrics(probabilities: Floats, labels: Ints, weights: Floats) -> di
     scores = class_scores(confusion)
     # A class that this weighting left out has no precision either, as far as the mean over classes goes.
     precision = np.where(confusion.sum(2) > 0, scores["precision"], np.nan)
-    recall = _macro(scores["recall"], present)
-    squared_error = ((probabilities - np.eye(classes)[labels]) ** 2).sum(1)
-    return {
-        "accuracy": np.trace(confusion, axis1=1, axis2=2) / total,
-        "balanced_accuracy": recall,
-        "macro_precision": _macro(precision, present),
-        "macro_recall": recall,
-        "macro_f1": _macro(scores["f1"], present),
-        "macro_auroc": _macro_auroc(probabilities, labels, weights, present),
-        "brier": weights @ squared_error / total,
-        "ece": np.abs(weights @ _calibration_gaps(probabilities, labels)).sum(1) / total,
-        **scores,
+    made: dict[str, Callable[[], Floats]] = {
+        "accuracy": lambda: np.trace(confusion, axis1=1, axis2=2) / total,
+        "balanced_accuracy": lambda: _macro(scores["recall"], present),
+        "macro_precision": lambda: _macro(precision, present),
+        "macro_recall": lambda: _macro(scores["recall"], present),
+        "macro_f1": lambda: _macro(scores["f1"], present),
+        "macro_auroc": lambda: _macro_auroc(probabilities, labels, weights, present),
+        "brier": lambda: weights @ ((probabilities - np.eye(classes)[labels]) ** 2).sum(1) / total,
+        "ece": lambda: np.abs(weights @ _calibration_gaps(probabilities, labels)).sum(1) / total,
     }
+    return {name: made[name]() for name in metrics} | scores
 
 
 def point_metrics(probabilities: Floats, labels: Ints) -> dict[str, float]:

@@ -57,9 +57,9 @@ def _draws(
     single: dict[str, list[float]] = {name: [] for name in metrics}
     for probabilities in repeats:
         probabilities, labels = check_predictions(probabilities, labels)
-        plain = weighted_metrics(probabilities, labels, once)
+        plain = weighted_metrics(probabilities, labels, once, metrics)
         weights = resample_weights(labels, groups, resamples=bootstrap, seed=seed)
-        parts = [weighted_metrics(probabilities, labels, w) for w in weights]
+        parts = [weighted_metrics(probabilities, labels, w, metrics) for w in weights]
         for name in metrics:
             single[name].append(float(plain[name][0]))
             total[name] += np.concatenate([part[name] for part in parts])
