@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dcube.data.decode import SUFFIXES
-from dcube.data.sources import check_name, group_of, hidden, path_of, read_rows
+from dcube.data.folders import check_name, hidden
+from dcube.data.sources import group_of, path_of, read_rows
 from dcube.errors import InputError
 from dcube.files import check_writable, write_json, write_text
 

@@ -5,13 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dcube import stages
 from dcube.api import store_of
 from dcube.checks import check_models
 from dcube.data.dataset import ImageData
 from dcube.data.folds import splits_of
 from dcube.data.joint import JointData, set_names
-from dcube.data.sources import open_images
+from dcube.data.unlabelled import is_unlabelled, open_unlabelled
 from dcube.errors import InputError
 from dcube.files import digest
 from dcube.inputs import check_initial_weights
@@ -33,8 +35,9 @@ def pretrain(
     """One unconditional step 1 on the training parts of several image sets; repeat the call to continue it.
 
     Every image counts alike; each set keeps its own normalisation and the split that `fit` with the same seed gives
-    it, so that no validation or test image is ever seen. Leaves a run folder without a classifier and returns its
-    diffusion/model.safetensors. Raises InputError in one sentence for whatever is wrong.
+    it, so that no validation or test image is ever seen; images that have no labels are all for training. Leaves a run
+    folder without a classifier and returns its diffusion/model.safetensors. Raises InputError in one sentence for
+    whatever is wrong.
     """
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
@@ -45,7 +48,7 @@ def pretrain(
     check_models(settings, classifier=False)
     if not (run.diffusion / "init.json").is_file():
         check_initial_weights(settings)
-    images = [open_images(one, settings.seed, classes=1) for one in data]
+    images = [open_unlabelled(one, settings.seed) for one in data]
     begin = time.monotonic()
     stores = {name: store_of(one, settings) for name, one in zip(set_names(data), images, strict=True)}
     joint = _joint(stores, settings)
@@ -69,5 +72,10 @@ def _joint(stores: "dict[str, Store]", settings: "Experiment") -> JointData:
     for name, store in stores.items():
         if (other := first.setdefault(store.key, name)) != name:
             raise InputError(f"{name} and {other} are the same images; give each set once.")
-    parts = [ImageData(store, splits_of(store, settings.data, settings.seed)) for store in stores.values()]
-    return JointData(list(stores), parts)
+    return JointData(list(stores), [ImageData(store, _splits(store, settings)) for store in stores.values()])
+
+
+def _splits(store: "Store", settings: "Experiment") -> np.ndarray:
+    if is_unlabelled(store):
+        return np.array([split or "train" for split in store.given_splits])
+    return splits_of(store, settings.data, settings.seed)

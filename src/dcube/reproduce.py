@@ -41,7 +41,8 @@ def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
 
 def reproduce_step1(
     data: Sequence[str | Path], out: Path, settings: Experiment, *, folds: int = 3, seeds: Sequence[int] = (0, 1),
-    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True, relatives: bool = True, test: bool = False,
+    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True, unlabelled: bool = False,
+    relatives: bool = True, test: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """The study of step 1 on every image set of `data`; continues where it was interrupted.
 
@@ -66,7 +67,7 @@ def reproduce_step1(
         write_json(out / "plan.json", asked | {"data": before | {name: store.key for name, store in stores.items()}})
         units = study(
             stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
-            relatives=relatives, test=test,
+            unlabelled=unlabelled, relatives=relatives, test=test,
         )  # fmt: skip
         return _write(out, asked, units, settings.evaluation.model_dump(include={"bootstrap", "level"}))
 

@@ -71,6 +71,9 @@ def reproduce(
     folds: Annotated[int | None, typer.Option(min=2, help="step1: folds by group (3).")] = None,
     timesteps: Annotated[str | None, typer.Option(help="step1: timesteps that a probe may choose from (50).")] = None,
     quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter of the training part.")] = None,
+    unlabelled: Annotated[
+        bool, typer.Option("--unlabelled", help="step1: and with step 1 on all of it, three quarters without labels.")
+    ] = False,
     relatives: Annotated[bool | None, typer.Option(help="step1: ask of eq. 4 and its relatives too.")] = None,
     test: Annotated[bool, typer.Option("--test", help="step1: when all folds are done, the test split too.")] = False,
     budget: Budget = None,
@@ -84,7 +87,7 @@ def reproduce(
     """A claim as one command: tables and figures with paired intervals. Repeat it to continue."""
     of_step1 = {
         "--folds": folds, "--timesteps": timesteps, "--quarter": quarter, "--relatives": relatives,
-        "--test": test or None,
+        "--unlabelled": unlabelled or None, "--test": test or None,
     }  # fmt: skip
     of_tables = {
         "--budget": budget, "--size": size, "--weights": weights, "--no-test": no_test or None, "--again": again or None
@@ -109,7 +112,7 @@ def reproduce(
     settings = study_settings(recipe, set_ or ())
     reproduce_step1(
         data, out, settings, folds=folds or 3, seeds=repeats, jobs=jobs, timesteps=steps,
-        quarter=quarter is not False, relatives=relatives is not False, test=test,
+        quarter=quarter is not False, unlabelled=unlabelled, relatives=relatives is not False, test=test,
     )  # fmt: skip
     typer.echo((out / "step1.md").read_text(encoding="utf-8"))
 

@@ -11,10 +11,26 @@ from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.evaluation.metrics import macro_f1
-from dcube.experiments.step1 import ARMS, PLAIN, SYSTEMS, TRAINED, UNTRAINED, Unit, cell_of, pooled, run_unit, study
+from dcube.experiments.step1 import (
+    ARMS,
+    LABELS,
+    PLAIN,
+    QUARTER,
+    SHARES,
+    SYSTEMS,
+    TRAINED,
+    UNTRAINED,
+    WHOLE,
+    Unit,
+    cell_of,
+    pooled,
+    run_unit,
+    study,
+)
 from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Arm, Cell, best_blocks, fold_data
 from dcube.experiments.step1_summary import ALL, LATE, OWN, PROBE, SEEN, _difference, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
+from dcube.training.state import load_weights
 from tiny import tiny_data, tiny_experiment
 
 
@@ -157,16 +173,40 @@ def test_the_test_split_comes_last_and_alone(tmp_path: Path, monkeypatch: pytest
     given = np.array(data.store.given_splits) == "test"
     order: list[Unit] = []
     monkeypatch.setattr("dcube.experiments.step1.run_unit", order.append)
-    asked = run(data, tmp_path / "nothing", test=True, quarter=True)
+    asked = run(data, tmp_path / "nothing", test=True, quarter=True, unlabelled=True)
     assert [unit.fold is None for unit in order] == sorted(unit.fold is None for unit in order)
-    assert [unit.quarter for unit in asked if unit.fold is None] == [False, True]
+    assert [unit.share for unit in asked if unit.fold is None] == [*SHARES]
     for unit in asked:
         held_out, train = (set(cell_of(unit).data.indices(split)) for split in ("test", "train"))
         test = set(np.flatnonzero(given))
         assert held_out and not held_out & train and not train & test
         assert held_out == test if unit.fold is None else not held_out & test
-        if unit.fold is None and not unit.quarter:
+        if unit.fold is None and unit.share == WHOLE:
             assert train == set(np.flatnonzero(~given))
+        if (pool := cell_of(unit).unlabelled) is not None:
+            assert train < set(pool.indices("train")) and not set(pool.indices("train")) & (held_out | test)
+        assert (pool is None) == (unit.share != LABELS)
+
+
+def test_step_1_begins_without_labels_where_few_images_have_them(data: ImageData, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    units = [unit for unit in run(data, out, quarter=True, unlabelled=True, relatives=False) if unit.fold == 0]
+    few, more = (unit for unit in units if unit.share != WHOLE)
+    assert (few.share, more.share) == (QUARTER, LABELS)
+    (own, about), (first, before) = (load_weights(more.directory / "step1/trained" / part) for part in (
+        "model.safetensors", "unlabelled/model.safetensors",
+    ))  # fmt: skip
+    assert before["classes"] == [] and about["classes"] == data.classes
+    assert about["step"] == max(1, round(0.1 * before["step"])) and about["seen"] == before["seen"]
+    key = next(name for name in own if name.startswith("down") and own[name].ndim == 4)
+    begun, _ = load_weights(few.directory / "step1/trained/model.safetensors")
+    assert (own[key] - first[key]).abs().mean() < 0.5 * (begun[key] - first[key]).abs().mean()
+    same, other = (read_cell(cell_of(unit)) for unit in (few, more))
+    for name in ("untrained step 1", "no step 1", "fine-tuned CNN", PROBE + UNTRAINED, PROBE + "pixels"):
+        np.testing.assert_array_equal(same[name], other[name])
+    assert not np.array_equal(same["D-Cube"], other["D-Cube"])
+    summary = summarise(units, bootstrap=100)
+    assert list(summary["tiny"]) == [*SHARES] and "the rest without labels" in markdown(summary)
 
 
 def test_the_test_split_has_a_table_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +244,7 @@ def test_where_f_sub_is_step_1_itself_only_d_cube_begins_with_a_trained_one(
 
     monkeypatch.setattr("dcube.experiments.step1.classify_system", note)
     settings = tiny_experiment(features={"top_k": 1}, classifier={"sub_network": "step1"})
-    unit = Unit("tiny", data.store.directory, tmp_path, settings, 2, 0, False, (3,), (TRAINED, UNTRAINED))
+    unit = Unit("tiny", data.store.directory, tmp_path, settings, 2, 0, WHOLE, (3,), (TRAINED, UNTRAINED))
     run_unit(unit)
     assert begun == {
         "D-Cube": (TRAINED, "step1", 1), "untrained step 1": (UNTRAINED, "step1", 1),

@@ -72,6 +72,27 @@ def test_a_fit_begins_with_it(pretrained: Path, sets: list[str], recipe: Path, t
     assert "is not a file" in refused(*fit)
 
 
+def test_images_without_labels_are_all_for_training(recipe: Path, sets: list[str], tmp_path: Path) -> None:
+    for number in range(7):
+        write_image(tmp_path / f"pile/{number}.png", seed=number)
+        write_image(tmp_path / f"archive/P{number % 3}/{number}.png", seed=10 + number)
+    (tmp_path / "pile/notes.txt").touch()
+    rows = ["path,patient_id,split", *(f"P{n % 3}/{n}.png,P{n % 3},{'test' if n % 3 == 2 else ''}" for n in range(7))]
+    (tmp_path / "archive/manifest.csv").write_text("\n".join(rows))
+    given = (tmp_path / "pile", tmp_path / "archive", sets[0])
+    out = tmp_path / "pre"
+    done("diffuse", *given, "--out", out, "--recipe", recipe, "--max-minutes", 0)
+    split = {row["path"]: row["split"] for row in table(out / "split.csv")}
+    assert [split[f"pile/{number}.png"] for number in range(7)] == ["train"] * 7
+    assert {split[f"archive/P2/{number}.png"] for number in (2, 5)} == {"test"}
+    assert sum(part == "train" for name, part in split.items() if name.startswith("archive")) == 5
+    done("diffuse", *given, "--out", out, "--recipe", recipe)
+    assert open_data(Run.open(out)).classes == ["pile", "archive", "ct"]
+    assert len(open_data(Run.open(out)).indices("train")) == sum(part == "train" for part in split.values())
+    assert "no class folders" in refused("fit", given[0], "--out", tmp_path / "run")
+    assert "has no column 'label'" in refused("fit", given[1], "--out", tmp_path / "run")
+
+
 def test_other_initial_weights_under_the_same_name_train_anew(
     pretrained: Path, sets: list[str], recipe: Path, tmp_path: Path
 ) -> None:
@@ -139,7 +160,7 @@ def test_probes_of_a_training_are_logged_and_shown(sets: list[str], recipe: Path
     (one, _), (other, _) = (load_weights(tmp_path / run / WEIGHTS) for run in ("run", "plain"))
     assert not [name for name in one if not torch.equal(one[name], other[name])], "a probe changes nothing"
     assert "blocks 0 .. 4" in refused(
-        "diffuse", tmp_path / "plain", "--set", "diffusion.probe_blocks=[9]", "--set", "diffusion.augment=true"
+        "diffuse", tmp_path / "plain", "--set", "diffusion.probe_blocks=[9]", "--set", "diffusion.probe_minutes=1"
     )
 
 

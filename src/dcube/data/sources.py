@@ -5,7 +5,6 @@ A new source is one function under `@source`: it returns an ImageSet, or None fo
 
 import csv
 import io
-import os
 import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from dcube.data.decode import SUFFIXES, read_image
 from dcube.data.dicom import is_dicom, patient_of
+from dcube.data.folders import check_name, class_records, list_folder
 from dcube.data.records import ImageSet, Record
 from dcube.data.split import check_splits
 from dcube.errors import InputError
@@ -94,14 +94,24 @@ def prepared_store(data: str, seed: int) -> ImageSet | None:
 @source
 def manifest(data: str, seed: int) -> ImageSet | None:
     """A CSV file, or a folder with `manifest.csv`: path,label[,split][,group_id][,patient_id]."""
-    path = Path(data)
-    if path.is_dir() and (path / "manifest.csv").is_file():
-        path = path / "manifest.csv"
-    if not path.is_file():
+    path = manifest_of(data)
+    if path is None:
         return None
     if path.suffix.lower() != ".csv":
         raise InputError(f"{path} is neither a folder nor a manifest (.csv); give the folder that holds the images.")
-    rows = read_rows(path)
+    return from_table(path, read_rows(path))
+
+
+def manifest_of(data: str) -> Path | None:
+    """The file that `data` names, itself or as a folder with `manifest.csv`; None where there is none."""
+    path = Path(data)
+    if path.is_dir():
+        path = path / "manifest.csv"
+    return path if path.is_file() else None
+
+
+def from_table(path: Path, rows: Sequence[tuple[int, dict[str, str]]]) -> ImageSet:
+    """The images that the rows of a manifest (`read_rows`) name. InputError for a row at fault or a missing file."""
     records: dict[str, Record] = {}
     for number, row in rows:
         record = _record(row, f"{path}, line {number}")
@@ -117,7 +127,7 @@ def manifest(data: str, seed: int) -> ImageSet | None:
             f" {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; paths are taken from {root}."
         )
     _tell_divided_patients(path, [row for _, row in rows])
-    return _from_files(str(path), root, list(records.values()))
+    return from_files(str(path), root, list(records.values()))
 
 
 def _tell_divided_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -192,17 +202,17 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
     root = Path(data)
     if not root.is_dir():
         return None
-    folders, loose, ignored = _list(root)
-    inner = [folder for folder in folders if _list(folder)[0]]
+    folders, loose, ignored = list_folder(root)
+    inner = [folder for folder in folders if list_folder(folder)[0]]
     records: list[Record] = []
     if inner and inner == folders and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
         for folder in folders:
-            classes, images, skipped = _list(folder)
-            found, more = _class_records(root, classes, SPLIT_NAMES[folder.name.lower()])
+            classes, images, skipped = list_folder(folder)
+            found, more = class_records(root, classes, SPLIT_NAMES[folder.name.lower()])
             records += found
             ignored += more + skipped + len(images)
     else:
-        records, more = _class_records(root, folders, None)
+        records, more = class_records(root, folders, None)
         ignored += more
     kinds = {is_dicom(root / record.path): record.path for record in records}
     if len(kinds) > 1:
@@ -214,62 +224,11 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
         raise InputError(f"{root} holds images but no class folders; sort them into one sub-folder per class.")
     if not records:
         raise InputError(f"{root} holds no images ({', '.join(s[1:] for s in SUFFIXES)}) in class folders.")
-    return _from_files(str(root), root, records, ignored + len(loose))
+    return from_files(str(root), root, records, ignored + len(loose))
 
 
-def _class_records(root: Path, folders: list[Path], split: str | None) -> tuple[list[Record], int]:
-    records, empty, ignored = [], [], 0
-    for folder in folders:
-        below, images, skipped = _list(folder)
-        nested = next((child for child in below if _list(child)[1]), None)
-        if nested is not None:
-            # such folders mean patients in one set, masks in another: guessing would mix or leak
-            raise InputError(
-                f"{nested} is a folder of images inside the class folder {folder.name}; move the images up,"
-                " or say in a manifest.csv what belongs to whom (path,label,patient_id)."
-            )
-        ignored += skipped
-        if not images:
-            empty.append(folder)
-        for image in images:
-            path = image.relative_to(root).as_posix()
-            records.append(Record(path, folder.name, path, split))
-    if records and empty and split is None:
-        raise InputError(f"{empty[0]} stands where a class is expected, but holds no image; fill or remove it.")
-    return records, ignored
-
-
-def _list(folder: Path) -> tuple[list[Path], list[Path], int]:
-    """Sorted sub-folders, sorted image files, and the number of other files; hidden ones count as others."""
-    folders, images, others = [], [], 0
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except PermissionError as error:
-        raise InputError(f"The folder {folder} cannot be read: permission denied.") from error
-    for entry in entries:
-        if entry.is_dir():
-            folders += [] if hidden(entry.name) else [Path(entry.path)]
-        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES):
-            images.append(Path(entry.path))
-        else:
-            others += 1
-    return folders, images, others
-
-
-def hidden(name: str) -> bool:
-    """Whether a file or folder is one that the system put there."""
-    return name.startswith((".", "__MACOSX"))
-
-
-def check_name(path: str | Path) -> None:
-    """InputError for a file name that no table could hold: bytes that are not UTF-8, as old ZIP archives leave them."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        raise InputError(f"The name {ascii(str(path))} is not valid UTF-8; rename the file or folder.") from error
-
-
-def _from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:
+def from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:
+    """Image files below `root` as a set; InputError for a name that no table could hold."""
     for record in records:
         check_name(record.path)
     records = _by_patient(root, records)

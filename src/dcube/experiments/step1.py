@@ -20,6 +20,8 @@ from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system
 from dcube.settings import override
 
 TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "eq. 3 alone"
+# of a training part: all, a quarter, a quarter beside which step 1 sees the other images too, without their labels
+SHARES = WHOLE, QUARTER, LABELS = "whole", "quarter", "labels"
 ALONE = "diffusion.align.weight=0"
 EARLY = "diffusion.contrastive.horizon=0.5"  # at much noise there is no class to see
 RELATIVES: dict[str, tuple[str, ...]] = {  # what could bring the labels into step 1; all without the recipe's align
@@ -59,15 +61,15 @@ class Unit:
     settings: Experiment
     folds: int
     fold: int | None  # None: the given test split, once all else is done
-    quarter: bool
+    share: str  # of SHARES
     timesteps: tuple[int, ...]
     arms: tuple[str, ...]
 
     @property
     def directory(self) -> Path:
         """Where its results lie."""
-        share, part = "quarter" if self.quarter else "whole", "test" if self.fold is None else f"fold-{self.fold}"
-        return self.out / self.name / share / f"seed-{self.settings.seed}" / part
+        part = "test" if self.fold is None else f"fold-{self.fold}"
+        return self.out / self.name / self.share / f"seed-{self.settings.seed}" / part
 
     @property
     def is_done(self) -> bool:
@@ -80,10 +82,12 @@ class Unit:
 
 def study(
     stores: dict[str, Store], settings: Experiment, out: Path, *, folds: int, seeds: Sequence[int], jobs: int,
-    timesteps: tuple[int, ...], quarter: bool = True, relatives: bool = True, test: bool = False,
+    timesteps: tuple[int, ...], quarter: bool = True, unlabelled: bool = False, relatives: bool = True,
+    test: bool = False,
 ) -> list[Unit]:  # fmt: skip
     """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Step 1 with
     eq. 3 alone, with eq. 4 and with its relatives is asked about with the first seed and the whole training part only.
+    `quarter`, `unlabelled`: whether the other two of SHARES are asked about too.
     `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
     without it cells where that is done already are returned too.
 
@@ -91,7 +95,7 @@ def study(
     where a set brings no test split.
     """
     def units_of(
-        arms: Sequence[str], share: bool, some: Sequence[int], parts: Sequence[int | None] = range(folds)
+        arms: Sequence[str], share: str, some: Sequence[int], parts: Sequence[int | None] = range(folds)
     ) -> list[Unit]:
         return [
             Unit(
@@ -101,14 +105,14 @@ def study(
             for seed in some for fold in parts for name, store in stores.items()
         ]  # fmt: skip
 
-    whole = units_of((TRAINED, UNTRAINED), False, seeds)
+    shares = [WHOLE, *([QUARTER] if quarter else ()), *([LABELS] if unlabelled else ())]
+    whole, *fewer = (units_of((TRAINED, UNTRAINED), share, seeds) for share in shares)
+    scarce = [unit for units in fewer for unit in units]
     asked = (PLAIN, *RELATIVES) if relatives else ()  # one after the other: each is answered as early as can be
-    others = [unit for arm in asked for unit in units_of((arm,), False, seeds[:1])]
-    scarce = units_of((TRAINED, UNTRAINED), True, seeds) if quarter else []
+    others = [unit for arm in asked for unit in units_of((arm,), WHOLE, seeds[:1])]
     lacking = [name for name, store in stores.items() if "test" not in store.given_splits]
     if test and lacking:
         raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
-    shares = (False, True) if quarter else (False,)
     last = [unit for share in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
     for unit in (*whole, *scarce, *(last if test else ())):
         cell_of(unit)  # too few groups for such parts are found before hours of work
@@ -137,9 +141,10 @@ def run_unit(unit: Unit) -> None:
 
 def cell_of(unit: Unit) -> Cell:
     """The images of a cell, dealt into its training part and its held-out fold."""
-    store = Store.open(unit.store)
-    data = fold_data(store, unit.settings.seed, unit.folds, unit.fold, unit.quarter)
-    return Cell(unit.directory, data, unit.settings.seed)
+    store, seed = Store.open(unit.store), unit.settings.seed
+    data = fold_data(store, seed, unit.folds, unit.fold, quarter=unit.share != WHOLE)
+    unlabelled = fold_data(store, seed, unit.folds, unit.fold, quarter=False) if unit.share == LABELS else None
+    return Cell(unit.directory, data, seed, unlabelled)
 
 
 def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, dict[int, np.ndarray]], np.ndarray, np.ndarray]:

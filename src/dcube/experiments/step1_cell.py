@@ -34,10 +34,12 @@ from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, read_json, write_json
+from dcube.settings import override
 from dcube.training.order import key
 from dcube.training.runtime import pick_device
 
 MIDDLE, TEXTURES = "cnn, stride 16", ", covariances"
+LABELLED = 0.1  # of the steps without labels, the steps with labels that follow
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
 
@@ -48,6 +50,7 @@ class Cell:
     directory: Path
     data: ImageData
     seed: int
+    unlabelled: ImageData | None = None  # what step 1 sees first, without labels
     _held: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -132,10 +135,25 @@ class Arm:
         finished = directory / "done.json"
         inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key])
         if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
-            train_diffusion(cell.data, self.settings, directory, teacher=make_teacher(cell.data, self.settings))
+            pool, settings = cell.unlabelled, self.settings
+            if pool is not None:
+                settings = self._pretrained(pool, directory)
+            teacher, seen = make_teacher(cell.data, settings), pool.seen if pool else None
+            train_diffusion(cell.data, settings, directory, teacher=teacher, seen=seen)
             write_json(finished, {"inputs": inputs})
-            shutil.rmtree(directory / "checkpoint")
+            for left_over in list(directory.rglob("checkpoint")):
+                shutil.rmtree(left_over)
         return load_diffusion(directory / "model.safetensors", device)
+
+    def _pretrained(self, data: ImageData, directory: Path) -> Experiment:
+        """The settings that go on from a training without labels: a LABELLED part of its steps, with labels."""
+        first = directory / "unlabelled"
+        weights = first / "model.safetensors"
+        if not weights.is_file():
+            train_diffusion(data, self.settings, first, teacher=make_teacher(data, self.settings), unconditional=True)
+        steps = self.settings.diffusion.optimizer.total_steps(len(data.indices("train")))
+        after = max(1, round(LABELLED * steps))
+        return override(self.settings, [f"diffusion.init={weights}", f"diffusion.optimizer.steps={after}"])
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
         """Linear probes of every block and timestep: {"blocks": [{"block", "timestep", "inside": macro-F1 inside the

@@ -17,10 +17,12 @@ OWN = ", joined with the probe of its step 1"
 SEEN = ", joined with the covariances of its step 1"
 ALL = ", all readers"  # the CNN's middle map, its covariances, and those of step 1 where there is one
 ARM = {"D-Cube": TRAINED, "untrained step 1": UNTRAINED}
-SHARES = {  # of the images a training part has, and what is predicted
+TITLES = {  # by the share of a training part, and what is predicted
     "whole": "The whole training part", "quarter": "A quarter of the training part",
+    "labels": "A quarter of the training part, and step 1 on all of it, the rest without labels",
     "whole, test": "The test split, after training on all other images",
     "quarter, test": "The test split, after training on a quarter of the other images",
+    "labels, test": "The test split, after training on a quarter of the other images, and step 1 on all of them",
 }  # fmt: skip
 QUESTIONS = (  # (figure, compared with): each a paired difference
     (PROBE + TRAINED, PROBE + UNTRAINED),
@@ -113,11 +115,11 @@ def _joined(found: dict[str, np.ndarray], system: str, *probes: str) -> np.ndarr
 def summarise(units: Sequence[Unit], **how_sure: Any) -> dict[str, Any]:
     """{data set: {share: {"n", "groups", "macro_f1": {system: M}, "differences": [{"of", "to", ..M}],
     "chosen": {arm: [[block, timestep] of each cell]}, "inside": {arm: macro-F1}}}}; M as in `repeated_metric`,
-    shares as in SHARES. how_sure: `bootstrap` and `level` of the intervals.
+    shares as in TITLES. how_sure: `bootstrap` and `level` of the intervals.
     """
     result: dict[str, Any] = {}
     for name in dict.fromkeys(unit.name for unit in units):
-        for title in SHARES:
+        for title in TITLES:
             chosen = [unit for unit in units if unit.name == name and _share(unit) == title]
             if not chosen:
                 continue
@@ -141,7 +143,7 @@ def summarise(units: Sequence[Unit], **how_sure: Any) -> dict[str, Any]:
 
 
 def _share(unit: Unit) -> str:
-    return ("quarter" if unit.quarter else "whole") + (", test" if unit.fold is None else "")
+    return unit.share + (", test" if unit.fold is None else "")
 
 
 def _difference(
@@ -182,7 +184,7 @@ def markdown(summary: dict[str, Any]) -> str:
     every arm of step 1 what its block promised inside the training part beside what it kept.
     """
     lines: list[str] = []
-    for share, title in SHARES.items():
+    for share, title in TITLES.items():
         held = {name: parts[share] for name, parts in summary.items() if share in parts}
         if not held:
             continue

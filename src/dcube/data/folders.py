@@ -1,0 +1,63 @@
+"""What lies in a folder: class folders, images, and what is neither."""
+
+import os
+from pathlib import Path
+
+from dcube.data.decode import SUFFIXES
+from dcube.data.records import Record
+from dcube.errors import InputError
+
+
+def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[list[Record], int]:
+    """The images of class folders below `root`, and how many other files there are. InputError for a class without
+    images where no split is named, and for folders of images inside a class.
+    """
+    records, empty, ignored = [], [], 0
+    for folder in folders:
+        below, images, skipped = list_folder(folder)
+        nested = next((child for child in below if list_folder(child)[1]), None)
+        if nested is not None:
+            # such folders mean patients in one set, masks in another: guessing would mix or leak
+            raise InputError(
+                f"{nested} is a folder of images inside the class folder {folder.name}; move the images up,"
+                " or say in a manifest.csv what belongs to whom (path,label,patient_id)."
+            )
+        ignored += skipped
+        if not images:
+            empty.append(folder)
+        for image in images:
+            path = image.relative_to(root).as_posix()
+            records.append(Record(path, folder.name, path, split))
+    if records and empty and split is None:
+        raise InputError(f"{empty[0]} stands where a class is expected, but holds no image; fill or remove it.")
+    return records, ignored
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path], int]:
+    """Sorted sub-folders, sorted image files, and the number of other files; hidden ones count as others."""
+    folders, images, others = [], [], 0
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError as error:
+        raise InputError(f"The folder {folder} cannot be read: permission denied.") from error
+    for entry in entries:
+        if entry.is_dir():
+            folders += [] if hidden(entry.name) else [Path(entry.path)]
+        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES):
+            images.append(Path(entry.path))
+        else:
+            others += 1
+    return folders, images, others
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is one that the system put there."""
+    return name.startswith((".", "__MACOSX"))
+
+
+def check_name(path: str | Path) -> None:
+    """InputError for a file name that no table could hold: bytes that are not UTF-8, as old ZIP archives leave them."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"The name {ascii(str(path))} is not valid UTF-8; rename the file or folder.") from error
