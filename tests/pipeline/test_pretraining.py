@@ -160,7 +160,8 @@ def test_probes_of_a_training_are_logged_and_shown(sets: list[str], recipe: Path
     (one, _), (other, _) = (load_weights(tmp_path / run / WEIGHTS) for run in ("run", "plain"))
     assert not [name for name in one if not torch.equal(one[name], other[name])], "a probe changes nothing"
     assert "blocks 0 .. 4" in refused(
-        "diffuse", tmp_path / "plain", "--set", "diffusion.probe_blocks=[9]", "--set", "diffusion.probe_minutes=1"
+        "diffuse", tmp_path / "plain", "--set", "diffusion.augment=true",
+        "--set", "diffusion.probe_minutes=1", "--set", "diffusion.probe_blocks=[9]",
     )
 
 
