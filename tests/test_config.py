@@ -177,19 +177,34 @@ def test_settings_of_step_1_survive_a_round_trip() -> None:
         ("diffusion.augmentation.strength=2", "diffusion.augmentation.probability above 0"),
         ("diffusion.probe_blocks=[1]", "diffusion.probe_minutes above 0"),
         ("classifier.cycle_fraction=0.5", "classifier.lambda_cycle above 0"),
+        ("features.top_k=2", "a choice by the test, and features.blocks forces one"),
+        ("features.eval_timesteps=[10]", "another features.input than clean_t0"),
+        ("classifier.width=64", "classifier.head paper or late"),
+        ("diffusion.sample_steps=9", "another diffusion.sampler than ddpm"),
+        ("diffusion.unet.patch=4", "diffusion.backbone=unet"),
     ],
 )
 def test_a_setting_that_changes_nothing_beside_the_others_is_told(
     given: str, owner: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     idle = ["diffusion.align.weight=0", "diffusion.contrastive.weight=0", "classifier.lambda_cycle=0"]
+    idle += {
+        "features.top_k=2": ["features.blocks=[1]"], "features.eval_timesteps=[10]": ["features.input=clean_t0"],
+        "classifier.width=64": ["classifier.head=branches"], "diffusion.sample_steps=9": ["diffusion.sampler=ddpm"],
+        "diffusion.unet.patch=4": ["diffusion.backbone=uvit"],
+    }.get(given, [])  # fmt: skip
     settings = resolve("small", [*idle, given, given], seed=0, device="cpu")
     key, _, value = given.partition("=")
     assert capsys.readouterr().err == f"{key} changes nothing here: it belongs to {owner}.\n"
     assert settings == load_experiment("small", [*idle, given, "seed=0", "runtime.device=cpu"])
+    assert changed_settings(settings, resolve("small", idle, seed=0, device="cpu")) == []
+    capsys.readouterr()
     acting = {
         "diffusion.uvit.depth": "diffusion.backbone=uvit", "diffusion.probe_blocks": "diffusion.probe_minutes=1",
         "diffusion.augmentation.strength": "diffusion.augmentation.probability=0.1",
+        "features.top_k": "features.blocks=null", "features.eval_timesteps": "features.input=clean",
+        "classifier.width": "classifier.head=late", "diffusion.sample_steps": "diffusion.sampler=sde",
+        "diffusion.unet.patch": "diffusion.backbone=unet",
     }.get(key, f"{owner.split()[0]}=1")  # fmt: skip
     resolve("small", [*idle, f"{key}={value}", acting], seed=None, device=None)
     assert capsys.readouterr().err == ""

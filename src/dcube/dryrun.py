@@ -118,7 +118,7 @@ def _time_step2(settings: Experiment, diffusion: Diffusion, classes: int, train:
     large = torch.rand(B, diffusion.channels, *[settings.sub_size] * 2, device=runtime.device)
     small = torch.rand(B, diffusion.channels, *[diffusion.config.image_size] * 2, device=runtime.device)
     t = torch.zeros(B, dtype=torch.long, device=runtime.device)
-    fixed = settings.features.timesteps
+    fixed = settings.features.training_timesteps
     cache = FeatureCache.gigabytes(frozen, train, len(fixed), settings.data.horizontal_flip) if fixed else 0.0
     held = [m.clone() for m in frozen(small, t)] if fixed else None
     views = 2 if config.lambda_consistency else 1

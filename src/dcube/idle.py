@@ -42,19 +42,23 @@ BELONGING: tuple[tuple[tuple[str, ...], str, Callable[[Experiment], bool]], ...]
 )  # fmt: skip
 
 
-def idle_settings(settings: Experiment, overrides: Sequence[str]) -> list[str]:
-    """A sentence for each `key.path=value` of `overrides` that has no effect in `settings`, which hold them."""
-    found = {}
-    for key in (change.partition("=")[0].strip() for change in overrides):
-        for patterns, owner, there in BELONGING:
-            named = any(fnmatchcase(key, pattern) for pattern in patterns) and not owner.startswith(f"{key} ")
-            if key not in found and named and not there(settings):
-                found[key] = f"{key} changes nothing here: it belongs to {owner}."
-    return list(found.values())
+def owner(settings: Experiment, key: str) -> str | None:
+    """What the setting `key.path` belongs to, where that is not there in `settings`; None where it has an effect."""
+    for patterns, what, there in BELONGING:
+        named = any(fnmatchcase(key, pattern) for pattern in patterns) and not what.startswith(f"{key} ")
+        if named and not there(settings):
+            return what
+    return None
 
 
-def told(settings: Experiment, overrides: Sequence[str]) -> Experiment:
-    """`settings` as they are; what in `overrides` has no effect is said on stderr."""
-    for sentence in idle_settings(settings, overrides):
+def told(settings: Experiment, overrides: Sequence[str]) -> list[str]:
+    """Those `key.path=value` of `overrides` that have an effect in `settings`, which hold them; the others are said on
+    stderr.
+    """
+    owners = {change: owner(settings, change.partition("=")[0].strip()) for change in overrides}
+    for sentence in dict.fromkeys(
+        f"{change.partition('=')[0].strip()} changes nothing here: it belongs to {what}."
+        for change, what in owners.items() if what
+    ):  # fmt: skip
         print(sentence, file=sys.stderr)
-    return settings
+    return [change for change in overrides if not owners[change]]

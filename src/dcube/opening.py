@@ -55,7 +55,8 @@ def change_settings(run: Run, stage: str, overrides: list[str]) -> None:
 
     Raises InputError for a setting that belongs to an earlier stage.
     """
-    new = told(load_experiment(str(run.experiment), overrides), overrides)
+    acting = told(load_experiment(str(run.experiment), overrides), overrides)
+    new = load_experiment(str(run.experiment), acting)
     for change in changed_settings(run.settings(), new):
         if not f"{change.partition(':')[0]}.".startswith(tuple(f"{known}." for known in SECTIONS[stage])):
             raise InputError(

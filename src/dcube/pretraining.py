@@ -5,15 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dcube import stages
 from dcube.api import store_of
 from dcube.checks import check_models
 from dcube.data.dataset import ImageData
 from dcube.data.folds import splits_of
 from dcube.data.joint import JointData, set_names
-from dcube.data.unlabelled import is_unlabelled, open_unlabelled
+from dcube.data.sources import describe
+from dcube.data.unlabelled import is_unlabelled, open_unlabelled, unlabelled_splits, without_held_out
 from dcube.errors import InputError
 from dcube.files import digest
 from dcube.inputs import check_initial_weights
@@ -49,6 +48,8 @@ def pretrain(
     if not (run.diffusion / "init.json").is_file():
         check_initial_weights(settings)
     images = [open_unlabelled(one, settings.seed) for one in data]
+    for one in images:
+        print(describe(one))
     begin = time.monotonic()
     stores = {name: store_of(one, settings) for name, one in zip(set_names(data), images, strict=True)}
     joint = _joint(stores, settings)
@@ -72,10 +73,8 @@ def _joint(stores: "dict[str, Store]", settings: "Experiment") -> JointData:
     for name, store in stores.items():
         if (other := first.setdefault(store.key, name)) != name:
             raise InputError(f"{name} and {other} are the same images; give each set once.")
-    return JointData(list(stores), [ImageData(store, _splits(store, settings)) for store in stores.values()])
-
-
-def _splits(store: "Store", settings: "Experiment") -> np.ndarray:
-    if is_unlabelled(store):
-        return np.array([split or "train" for split in store.given_splits])
-    return splits_of(store, settings.data, settings.seed)
+    parts = [
+        ImageData(s, unlabelled_splits(s) if is_unlabelled(s) else splits_of(s, settings.data, settings.seed))
+        for s in stores.values()
+    ]
+    return JointData(list(stores), without_held_out(list(stores), parts))

@@ -86,8 +86,9 @@ class Run:
                 remove_temporaries(folder)
             if restart:
                 run.restart(settings, store_key)
-            else:
+            elif run.experiment.is_file():
                 run.refuse_changes(settings)
+                settings = run.settings().model_copy(update={"runtime": settings.runtime})  # what is idle stays too
             if run.data.is_file() and (old := read_json(run.data))["key"] != store_key:
                 raise InputError(
                     f"{path} belongs to the data '{old['name']}' (key {old['key']}), not to '{data_name}'"

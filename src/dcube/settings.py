@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from dcube.config import Experiment
 from dcube.errors import InputError
-from dcube.idle import told
+from dcube.idle import owner, told
 
 
 def recipe_names() -> list[str]:
@@ -52,7 +52,9 @@ def resolve(recipe: str, overrides: Sequence[str], seed: int | None, device: str
     """The experiment of a recipe with everything the caller changes; a change without effect is told."""
     extra = [f"seed={seed}"] if seed is not None else []
     changes = [*overrides, *extra, *([f"runtime.device={device}"] if device else [])]
-    return told(load_experiment(recipe, changes), changes)
+    settings = load_experiment(recipe, changes)
+    told(settings, changes)
+    return settings
 
 
 def override(settings: Experiment, changes: Sequence[str]) -> Experiment:
@@ -150,7 +152,7 @@ def check_of_a_comparison(overrides: Sequence[str]) -> None:
 
 
 def changed_settings(old: Experiment, new: Experiment) -> list[str]:
-    """Every differing setting as `key.path: old -> new`."""
+    """Every differing setting as `key.path: old -> new`, but for those that have no effect in either."""
 
     def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -159,5 +161,8 @@ def changed_settings(old: Experiment, new: Experiment) -> list[str]:
         return out
 
     before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
-    different = [key for key in before | after if before.get(key) != after.get(key)]
+    different = [
+        key for key in before | after
+        if before.get(key) != after.get(key) and not (owner(old, key) and owner(new, key))
+    ]  # fmt: skip
     return [f"{key}: {before.get(key)} -> {after.get(key)}" for key in different]

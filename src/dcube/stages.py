@@ -76,11 +76,15 @@ def _train_step1(run: Run, deadline: float | None = None, probe: LiveProbe | Non
 
 
 def _live_probe(settings: Experiment, data: ImageData) -> LiveProbe:
-    """Of several image sets, the first is probed."""
-    probed = data.parts[0] if isinstance(data, JointData) else data
-    if not len(probed.indices("val")):
-        raise InputError("diffusion.probe_minutes needs a validation split; raise data.val_fraction, or set it to 0.")
-    return LiveProbe(probed, settings)
+    """Of several image sets, the first that can be is probed."""
+    parts = data.parts if isinstance(data, JointData) else [data]
+    for part in parts:
+        if len(part.indices("val")) and len(part.classes) > 1:
+            return LiveProbe(part, settings)
+    raise InputError(
+        "diffusion.probe_minutes needs images with labels and a validation split; raise data.val_fraction, or set it to"
+        " 0."
+    )
 
 
 def select(run: Run) -> dict[str, Any]:
@@ -186,7 +190,7 @@ def probe(run: Run, timesteps: tuple[int, ...] | None = None) -> dict[str, Any]:
     data = open_data(run)
     if not len(data.indices("val")):
         raise InputError(f"{run.path} has no validation split to probe on.")
-    steps = timesteps or settings.features.eval_timesteps
+    steps = timesteps or settings.features.prediction_timesteps
     if wrong := [t for t in steps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
     diffusion = load_diffusion(weights, pick_device(settings.runtime.device))

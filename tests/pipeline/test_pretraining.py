@@ -74,8 +74,8 @@ def test_a_fit_begins_with_it(pretrained: Path, sets: list[str], recipe: Path, t
 
 def test_images_without_labels_are_all_for_training(recipe: Path, sets: list[str], tmp_path: Path) -> None:
     for number in range(7):
-        write_image(tmp_path / f"pile/{number}.png", seed=number)
-        write_image(tmp_path / f"archive/P{number % 3}/{number}.png", seed=10 + number)
+        write_image(tmp_path / f"pile/{number}.png", seed=200 + number)
+        write_image(tmp_path / f"archive/P{number % 3}/{number}.png", seed=300 + number)
     (tmp_path / "pile/notes.txt").touch()
     rows = ["path,patient_id,split", *(f"P{n % 3}/{n}.png,P{n % 3},{'test' if n % 3 == 2 else ''}" for n in range(7))]
     (tmp_path / "archive/manifest.csv").write_text("\n".join(rows))
@@ -89,8 +89,48 @@ def test_images_without_labels_are_all_for_training(recipe: Path, sets: list[str
     done("diffuse", *given, "--out", out, "--recipe", recipe)
     assert open_data(Run.open(out)).classes == ["pile", "archive", "ct"]
     assert len(open_data(Run.open(out)).indices("train")) == sum(part == "train" for part in split.values())
+    write_image(tmp_path / "pile/masks/0.png", seed=0)
+    assert "beside them the folder masks" in refused("diffuse", given[0], "--out", tmp_path / "new", "--recipe", recipe)
+    for broken, sentence in (
+        ("path,lable\nP0/0.png,a", "no column 'label' but 'lable'"),
+        ("path,patient_id,split\nP0/0.png,P0,\nP0/3.png,P0,test", "The group 'P0' is in two splits, train and test"),
+        ("path,split\nP0/0.png,test", "no image in the split train"),
+    ):
+        (tmp_path / "archive/manifest.csv").write_text(broken)
+        assert sentence in refused("diffuse", given[1], "--out", tmp_path / "new", "--recipe", recipe)
+    (tmp_path / "archive/manifest.csv").write_text("\n".join(rows))
+    shutil.rmtree(tmp_path / "pile/masks")
     assert "no class folders" in refused("fit", given[0], "--out", tmp_path / "run")
     assert "has no column 'label'" in refused("fit", given[1], "--out", tmp_path / "run")
+
+
+def test_what_is_held_out_of_one_set_is_not_seen_through_another(
+    recipe: Path, sets: list[str], tmp_path: Path
+) -> None:
+    """A pile of a hospital's images holds the labelled ones too."""
+    for number, image in enumerate(sorted(Path(sets[0]).rglob("*.png"))):
+        (tmp_path / "pile").mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / f"pile/{number}.png")
+    write_image(tmp_path / "pile/new.png", seed=99)
+    result = done("diffuse", sets[0], tmp_path / "pile", "--out", tmp_path / "pre", "--recipe", recipe)
+    rows = table(tmp_path / "pre/split.csv")
+    kept = sum(row["split"] == "train" for row in rows if row["label"] == "ct")
+    assert sum(row["split"] == "train" for row in rows if row["label"] == "pile") == kept + 1 < len(rows) / 2
+    assert f"pile: {18 - kept} images are left out" in result.stdout
+    init = f"diffusion.init={tmp_path / 'pre' / WEIGHTS}"
+    done("fit", sets[0], "--out", tmp_path / "run", "--recipe", recipe, "--set", init)
+
+
+def test_a_setting_without_effect_trains_nothing_anew(recipe: Path, sets: list[str], tmp_path: Path) -> None:
+    fit = ("fit", sets[0], "--out", tmp_path / "run", "--recipe", recipe, "--no-test")
+    done(*fit)
+    before = contents(tmp_path / "run")
+    result = done("diffuse", tmp_path / "run", "--set", "diffusion.augmentation.strength=2")
+    assert "diffusion.augmentation.strength changes nothing here" in result.stderr
+    assert "changes nothing here" in done(*fit, "--set", "diffusion.uvit.depth=4").stderr
+    after = contents(tmp_path / "run")
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert not {name for name in changed if name.endswith((".safetensors", ".yaml"))}, changed
 
 
 def test_other_initial_weights_under_the_same_name_train_anew(

@@ -214,17 +214,22 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
     else:
         records, more = class_records(root, folders, None)
         ignored += more
+    refuse_mixture(root, records)
+    if not records and loose:
+        raise InputError(f"{root} holds images but no class folders; sort them into one sub-folder per class.")
+    if not records:
+        raise InputError(f"{root} holds no images ({', '.join(s[1:] for s in SUFFIXES)}) in class folders.")
+    return from_files(str(root), root, records, ignored + len(loose))
+
+
+def refuse_mixture(root: Path, records: Sequence[Record]) -> None:
+    """InputError where a folder holds DICOM files and other images."""
     kinds = {is_dicom(root / record.path): record.path for record in records}
     if len(kinds) > 1:
         raise InputError(
             f"{root} holds DICOM files and other images side by side ({kinds[True]}, {kinds[False]}), perhaps the same"
             " ones twice; take one kind away, or name in a manifest.csv what you mean."
         )
-    if not records and loose:
-        raise InputError(f"{root} holds images but no class folders; sort them into one sub-folder per class.")
-    if not records:
-        raise InputError(f"{root} holds no images ({', '.join(s[1:] for s in SUFFIXES)}) in class folders.")
-    return from_files(str(root), root, records, ignored + len(loose))
 
 
 def from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -> ImageSet:

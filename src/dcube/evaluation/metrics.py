@@ -49,14 +49,22 @@ def confusion_matrix(labels: Ints, predicted: Ints, classes: int) -> Ints:
 
 def macro_f1(labels: Ints, predicted: Ints, classes: int) -> float:
     """Mean F1 over the classes that `labels` holds. labels, predicted: [N] in 0 .. classes - 1."""
-    confusion = confusion_matrix(labels, predicted, classes)[None].astype(np.float64)
-    return float(_macro(class_scores(confusion)["f1"], confusion[0].sum(1) > 0)[0])
+    counts = _counts(np.asarray(labels), np.asarray(predicted), np.ones((1, len(labels))), classes)
+    return float(_macro(class_scores(*counts)["f1"], counts[1][0] > 0)[0])
 
 
-def class_scores(confusion: Floats) -> dict[str, Floats]:
-    """Precision, recall and F1 of every class. confusion: [B, K, K]; returns [B, K] each, NaN without images."""
-    hits = np.diagonal(confusion, axis1=1, axis2=2)  # [B, K]
-    true, predicted = confusion.sum(2), confusion.sum(1)  # [B, K]
+def _counts(labels: Ints, predicted: Ints, weights: Floats, classes: int) -> tuple[Floats, Floats, Floats]:
+    """Hits, images of the class and predictions of it under B weightings, [B, K] each."""
+    is_true, is_predicted = (np.arange(classes) == of[:, None] for of in (labels, predicted))  # [N, K]
+    parts = is_true & is_predicted, is_true, is_predicted
+    hits, true, guessed = (weights @ part.astype(np.float64) for part in parts)
+    return hits, true, guessed
+
+
+def class_scores(hits: Floats, true: Floats, predicted: Floats) -> dict[str, Floats]:
+    """Precision, recall and F1 of every class, NaN without images. hits: right answers; true: images of the class;
+    predicted: answers that name it; all [B, K].
+    """
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.where(predicted > 0, hits / predicted, 0.0)
         recall = np.where(true > 0, hits / true, np.nan)
@@ -74,17 +82,16 @@ def weighted_metrics(
     without images. Brier: squared error summed over the classes (0 .. 2). ECE: 15 equal bins of the confidence.
     """
     probabilities, labels = check_predictions(probabilities, labels)
-    classes, predicted = probabilities.shape[1], probabilities.argmax(1)
-    counts = weights @ np.eye(classes**2)[labels * classes + predicted]
-    confusion = counts.reshape(-1, classes, classes)
+    classes = probabilities.shape[1]
+    hits, true, predicted = _counts(labels, probabilities.argmax(1), weights, classes)
     total = weights.sum(1)
 
     present = np.bincount(labels, minlength=classes) > 0
-    scores = class_scores(confusion)
+    scores = class_scores(hits, true, predicted)
     # A class that this weighting left out has no precision either, as far as the mean over classes goes.
-    precision = np.where(confusion.sum(2) > 0, scores["precision"], np.nan)
+    precision = np.where(true > 0, scores["precision"], np.nan)
     made: dict[str, Callable[[], Floats]] = {
-        "accuracy": lambda: np.trace(confusion, axis1=1, axis2=2) / total,
+        "accuracy": lambda: hits.sum(1) / total,
         "balanced_accuracy": lambda: _macro(scores["recall"], present),
         "macro_precision": lambda: _macro(precision, present),
         "macro_recall": lambda: _macro(scores["recall"], present),

@@ -34,7 +34,6 @@ from dcube.features.selection import PROBE_RASTER
 from dcube.features.subnet import LEVEL, SubNetwork, cnn_features, level_features
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, read_json, write_json
-from dcube.settings import override
 from dcube.training.order import key
 from dcube.training.runtime import pick_device
 
@@ -111,7 +110,7 @@ def fold_data(store: Store, seed: int, folds: int, fold: int | None, quarter: bo
             raise InputError(
                 f"The class '{name}' has fewer than two groups of images in {'a quarter of ' if quarter else ''}a"
                 " training part, but choices are made there between groups; add data, or use fewer folds"
-                f"{' or --no-quarter' if quarter else ''}."
+                f"{', or leave quarters out (--no-quarter, no --unlabelled)' if quarter else ''}."
             )
     return ImageData(store, splits)
 
@@ -135,14 +134,15 @@ class Arm:
         finished = directory / "done.json"
         inputs = digest([config.model_dump(mode="json"), cell.seed, cell.data.store.key])
         if not (finished.is_file() and read_json(finished)["inputs"] == inputs):
+            # without labels first, where there are images to see so
             pool, settings = cell.unlabelled, self.settings
             if pool is not None:
                 settings = self._pretrained(pool, directory)
             teacher, seen = make_teacher(cell.data, settings), pool.seen if pool else None
             train_diffusion(cell.data, settings, directory, teacher=teacher, seen=seen)
             write_json(finished, {"inputs": inputs})
-            for left_over in list(directory.rglob("checkpoint")):
-                shutil.rmtree(left_over)
+        for left_over in (directory / "checkpoint", directory / "unlabelled"):
+            shutil.rmtree(left_over, ignore_errors=True)
         return load_diffusion(directory / "model.safetensors", device)
 
     def _pretrained(self, data: ImageData, directory: Path) -> Experiment:
@@ -151,9 +151,13 @@ class Arm:
         weights = first / "model.safetensors"
         if not weights.is_file():
             train_diffusion(data, self.settings, first, teacher=make_teacher(data, self.settings), unconditional=True)
-        steps = self.settings.diffusion.optimizer.total_steps(len(data.indices("train")))
-        after = max(1, round(LABELLED * steps))
-        return override(self.settings, [f"diffusion.init={weights}", f"diffusion.optimizer.steps={after}"])
+        config = self.settings.diffusion
+        optimizer = config.optimizer
+        steps = max(1, round(LABELLED * optimizer.total_steps(len(data.indices("train")))))
+        warmup = min(optimizer.warmup_steps, steps // 4)
+        short = optimizer.model_copy(update={"steps": steps, "epochs": None, "warmup_steps": warmup})
+        changes = {"init": str(weights), "optimizer": short, "growth": ()}
+        return self.settings.model_copy(update={"diffusion": config.model_copy(update=changes)})
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
         """Linear probes of every block and timestep: {"blocks": [{"block", "timestep", "inside": macro-F1 inside the
@@ -247,13 +251,12 @@ def best_blocks(probed: Mapping[str, Any], count: int) -> list[int]:
 
 def classify_system(cell: Cell, name: str, settings: Experiment, arm: Arm, blocks: list[int]) -> None:
     """Probabilities [n, K] of the held-out fold by a trained step 2 on `blocks` of a step 1, left in step2/."""
-    file = cell.directory / "step2" / f"{name}.json"
-    if file.is_file():
-        return
     directory = cell.directory / "step2" / name
-    train_classifier(cell.data, settings, arm.diffusion, blocks, directory)
-    predictor = load_predictor(directory / "model.safetensors", arm.diffusion, arm.diffusion.device)
-    probabilities, _ = predict_rows(predictor, cell.data, cell.held_out)
-    write_json(file, {"blocks": blocks, "probabilities": probabilities.round(DIGITS).tolist()})
+    file, weights = cell.directory / "step2" / f"{name}.json", directory / "model.safetensors"
+    if not file.is_file():
+        train_classifier(cell.data, settings, arm.diffusion, blocks, directory)
+        predictor = load_predictor(weights, arm.diffusion, arm.diffusion.device)
+        probabilities, _ = predict_rows(predictor, cell.data, cell.held_out)
+        write_json(file, {"blocks": blocks, "probabilities": probabilities.round(DIGITS).tolist()})
     tidy(directory)
-    (directory / "model.safetensors").unlink()  # a study is asked for figures, and has dozens of them
+    weights.unlink(missing_ok=True)  # a study is asked for figures, and has dozens of them

@@ -13,8 +13,8 @@ LABEL = 64  # letters in a line
 
 
 def differences_figure(summary: Mapping[str, Any]) -> str:
-    """Paired differences with their intervals, a panel per data set, filled for the whole training part and hollow
-    for a quarter of it; coloured where the interval excludes 0.
+    """Paired differences with their intervals, a panel per data set, filled for the whole training part, hollow for a
+    quarter of it, a diamond for a quarter of its labels; coloured where the interval excludes 0.
 
     summary: as of `step1_summary.summarise`. Returns SVG text.
     """
@@ -28,7 +28,7 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
         panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
         for panel, name in zip(panels, names, strict=True):
             panel.axvline(0, color=RULE, linewidth=1)
-            for share, shift in (("whole", -0.14), ("quarter", 0.14)):
+            for share, shift, mark in (("whole", -0.18, "o"), ("quarter", 0.0, "o"), ("labels", 0.18, "D")):
                 for row in summary[name].get(share, {"differences": []})["differences"]:
                     if row["value"] is None:
                         continue
@@ -37,7 +37,7 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
                     colour = ACCENT if low > 0 else SECOND if high < 0 else MUTED
                     panel.plot([low, high], [at, at], color=colour, linewidth=1.3)
                     fill = colour if share == "whole" else "white"
-                    panel.scatter([row["value"]], [at], s=22, color=fill, edgecolor=colour, zorder=3)
+                    panel.scatter([row["value"]], [at], s=22, marker=mark, color=fill, edgecolor=colour, zorder=3)
             panel.set_title(name)
             panel.set_xlabel("difference of macro-F1")
         panels[0].set_yticks(np.arange(len(labels)), texts)
