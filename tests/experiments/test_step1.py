@@ -217,6 +217,10 @@ def test_step_1_begins_without_labels_where_few_images_have_them(data: ImageData
     for name in ("untrained step 1", "no step 1", "fine-tuned CNN", PROBE + UNTRAINED, PROBE + "pixels"):
         np.testing.assert_array_equal(same[name], other[name])
     assert not np.array_equal(same["D-Cube"], other["D-Cube"])
+    again = run(data, out, relatives=False)
+    assert [unit.share for unit in again if unit.fold == 0] == [*SHARES], "what is done is told, asked for or not"
+    (out / "tiny/quarter/seed-0/fold-1/step2/D-Cube.json").unlink()
+    assert {unit.share for unit in run(data, out, relatives=False)} == {WHOLE, LABELS}, "but not in part"
     summary = summarise(units, bootstrap=100)
     assert list(summary["tiny"]) == [*SHARES] and "the rest without labels" in markdown(summary)
 

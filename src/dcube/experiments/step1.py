@@ -89,7 +89,7 @@ def study(
     eq. 3 alone, with eq. 4 and with its relatives is asked about with the first seed and the whole training part only.
     `quarter`, `unlabelled`: whether the other two of SHARES are asked about too.
     `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
-    cells of shares that are not asked about, and of the test split without `test`, are returned where they are done.
+    shares that are not asked about but done, and cells of the test split that are, are returned too.
 
     InputError where a class has too few groups for the folds, or for a quarter of their training parts, and with `test`
     where a set brings no test split.
@@ -108,7 +108,8 @@ def study(
     shares = [WHOLE, *([QUARTER] if quarter else ()), *([LABELS] if unlabelled else ())]
     whole, *fewer = (units_of((TRAINED, UNTRAINED), share, seeds) for share in shares)
     scarce = [unit for units in fewer for unit in units]
-    done = [unit for share in SHARES if share not in shares for unit in units_of((TRAINED, UNTRAINED), share, seeds)]
+    earlier = [units_of((TRAINED, UNTRAINED), share, seeds) for share in SHARES if share not in shares]
+    done = [unit for units in earlier if all(unit.is_done for unit in units) for unit in units]
     asked = (PLAIN, *RELATIVES) if relatives else ()  # one after the other: each is answered as early as can be
     others = [unit for arm in asked for unit in units_of((arm,), WHOLE, seeds[:1])]
     lacking = [name for name, store in stores.items() if "test" not in store.given_splits]
@@ -121,7 +122,7 @@ def study(
     for units in ([*whole, *others, *scarce], asked_last):  # no test split before all folds are done
         if units:
             run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
-    return [*whole, *scarce, *(unit for unit in (*done, *last) if unit in asked_last or unit.is_done)]
+    return [*whole, *scarce, *done, *(unit for unit in last if unit in asked_last or unit.is_done)]
 
 
 def run_unit(unit: Unit) -> None:
