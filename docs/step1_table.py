@@ -19,6 +19,7 @@ PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
 SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-long"
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
+LABELS = ROOT / "results" / "step1-labels"
 PIPELINES = tuple(system + joined for joined in ("", SEEN, TWO, ALL) for system in SYSTEMS)  # without, with readers
 SHORT = (  # and what is read by what
     *(PROBE + what for what in ("pixels", UNTRAINED, TRAINED)),
@@ -72,7 +73,8 @@ def fresh(text: str) -> str:
     made_of = {
         "study": study(RESULTS), "scratch": study(SCRATCH), "long": study(LONG, SHORT),
         "long with ImageNet": study(LONG_CNN, SHORT), "own": study(OWN, PIPELINES),
-        "own, longer": study(LONG_OWN, PIPELINES), "trials": trials(RESULTS),
+        "own, longer": study(LONG_OWN, PIPELINES), "few labels": study(LABELS, SHORT, "labels"),
+        "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
