@@ -9,43 +9,103 @@ import csv
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
-from dcube.experiments.step1 import SYSTEMS, TRAINED, UNTRAINED
+from dcube.experiments.step1 import PLAIN, RELATIVES, SHARES, SYSTEMS, TRAINED, UNTRAINED
 from dcube.experiments.step1_cell import MIDDLE, TEXTURES
-from dcube.experiments.step1_summary import ALL, PROBE, SEEN, TWO, markdown
+from dcube.experiments.step1_summary import ALL, LATE, PROBE, SEEN, TWO, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
 SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-long"
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
-LABELS = ROOT / "results" / "step1-labels"
-PIPELINES = tuple(system + joined for joined in ("", SEEN, TWO, ALL) for system in SYSTEMS)  # without, with readers
-SHORT = (  # and what is read by what
-    *(PROBE + what for what in ("pixels", UNTRAINED, TRAINED)),
-    *(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED)),
-    PROBE + MIDDLE, PROBE + "cnn" + TEXTURES, *PIPELINES,
+LABELS_STUDY = ROOT / "results" / "step1-labels"
+WHOLE, QUARTER, LABELS = SHARES
+SYSTEMS_ALONE, PROBES = tuple(SYSTEMS), tuple(PROBE + what for what in ("pixels", UNTRAINED, TRAINED))
+READ = tuple(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED))
+SHORT = (*PROBES, *READ, PROBE + MIDDLE, PROBE + "cnn" + TEXTURES, *SYSTEMS_ALONE)
+ASKED = (
+    *PROBES, *(PROBE + what for what in (PLAIN, *RELATIVES, MIDDLE, "cnn")), *SYSTEMS_ALONE,
+    *(LATE + probe for probe in PROBES),
+)  # fmt: skip
+
+
+def read_by(*readers: str) -> tuple[str, ...]:
+    """The systems together with readers."""
+    return tuple(system + reader for reader in readers for system in SYSTEMS)
+
+
+RIVALS = ("untrained step 1", "no step 1", "fine-tuned CNN")
+ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question, study, share, of what, behind what
+    ("best block, a minute of step 1", RESULTS, WHOLE, PROBE + TRAINED, (PROBE + UNTRAINED, PROBE + "pixels")),
+    (
+        "all blocks by their textures, a minute", SCRATCH, WHOLE, PROBE + TRAINED + TEXTURES,
+        (PROBE + UNTRAINED, PROBE + "pixels", PROBE + UNTRAINED + TEXTURES),
+    ),
+    (
+        "the same, a quarter of the labels", LABELS_STUDY, LABELS, PROBE + TRAINED + TEXTURES,
+        (PROBE + UNTRAINED, PROBE + "pixels", PROBE + UNTRAINED + TEXTURES),
+    ),
+    ("eq. 4, repaired", RESULTS, WHOLE, PROBE + "eq. 4", (PROBE + PLAIN,)),
+    ("classifier beside ImageNet's weights, a minute", RESULTS, WHOLE, "D-Cube", RIVALS),
+    ("classifier, nothing pretrained, ten minutes", LONG_OWN, WHOLE, "D-Cube", RIVALS),
+    ("the same, a quarter of the labels", LABELS_STUDY, LABELS, "D-Cube", RIVALS),
+    (
+        "the same, with its textures", LABELS_STUDY, LABELS, "D-Cube" + SEEN,
+        ("untrained step 1" + SEEN, *RIVALS[1:]),
+    ),
 )  # fmt: skip
 Trial = dict[str, str]
 
 
-def study(results: Path, kept: tuple[str, ...] = (), share: str = "") -> str:
-    """The tables of the study; of the systems `kept` alone, without what was promised inside, where they are named; of
-    the shares whose names begin with `share`.
-    """
+def study(results: Path, kept: tuple[str, ...], *shares: str, inside: bool = False) -> str:
+    """The tables of the study: of the systems `kept` alone, of `shares` alone; `inside`: and what was promised."""
     held = json.loads((results / "step1.json").read_text(encoding="utf-8"))
     for name, parts in held["results"].items():
-        held["results"][name] = {title: part for title, part in parts.items() if title.startswith(share)}
-    if kept:
-        for parts in held["results"].values():
-            for part in parts.values():
-                part["macro_f1"] = {name: part["macro_f1"][name] for name in kept if name in part["macro_f1"]}
-                part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*kept}]
-                part["inside"] = {}
+        held["results"][name] = {title: part for title, part in parts.items() if title in shares}
     parts = [part for shares in held["results"].values() for part in shares.values()]
+    for part in parts:
+        part["macro_f1"] = {name: part["macro_f1"][name] for name in kept if name in part["macro_f1"]}
+        part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*kept}]
+        part["inside"] = part["inside"] if inside else {}
     seeds = ", ".join(map(str, sorted({seed for part in parts for seed in part["seeds"]})))
     head = f"{parts[0]['folds']} folds by group, seeds {seeds}; bold where the interval excludes 0."
-    return f"{head}\n\n{markdown(held['results']).replace('## ', '### ').strip()}"
+    if len(shares) == 1:  # its heading says nothing that the section's does not
+        return head + "\n\n" + markdown(held["results"]).partition("\n")[2].strip()
+    return f"{head}\n\n{markdown(held['results']).replace('## ', '#### ').strip()}"
+
+
+def answers(part: str) -> str:
+    """What the page comes to: differences in points of macro-F1, out of fold (`part` "") or on the test split."""
+    rows: list[str] = []
+    sets: list[str] = []
+    for question, results, share, of, rivals in ANSWERS:
+        held = json.loads((results / "step1.json").read_text(encoding="utf-8"))["results"]
+        sets = [*held]
+        if not all(share + part in held[name] for name in sets):
+            continue
+        for rival in rivals:
+            asked = (held[name][share + part]["differences"] for name in sets)
+            found = [d for differences in asked for d in differences if (d["of"], d["to"]) == (of, rival)]
+            if not found:  # eq. 4 was not asked on the test split
+                continue
+            cells = " | ".join(difference(d) for d in found)
+            rows.append(f"| {question} | {plain(rival)} | {cells} | {len(found[0]['repeats'])} |")
+            question = ""
+    head = [f"| what | against | {' | '.join(sets)} | seeds |", "| --- | --- |" + " --- |" * (len(sets) + 1)]
+    return "\n".join([*head, *rows])
+
+
+def plain(rival: str) -> str:
+    """A rival's name without saying what kind of figure it is."""
+    return rival.removeprefix(PROBE).removesuffix(SEEN).replace(TEXTURES, ", by its textures")
+
+
+def difference(figure: dict[str, Any]) -> str:
+    """In points, bold where the interval excludes 0."""
+    text = f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f} .. {100 * figure['high']:+.1f})"
+    return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
 
 
 def trials(results: Path) -> str:
@@ -70,11 +130,16 @@ def figure(row: Trial) -> str:
 
 def fresh(text: str) -> str:
     """The page with all blocks made anew."""
+    own = (*SYSTEMS_ALONE, *read_by(SEEN, TWO, ALL))
     made_of = {
-        "study": study(RESULTS), "scratch": study(SCRATCH), "long": study(LONG, SHORT),
-        "long with ImageNet": study(LONG_CNN, SHORT), "own": study(OWN, PIPELINES),
-        "own, longer": study(LONG_OWN, PIPELINES), "few labels": study(LABELS, SHORT, "labels"),
-        "trials": trials(RESULTS),
+        "answers": answers(""), "answers, test": answers(", test"),
+        "study": study(RESULTS, ASKED, WHOLE, inside=True), "a quarter": study(RESULTS, ASKED, QUARTER),
+        "scratch": study(SCRATCH, (*SHORT, *read_by(SEEN, ALL)), WHOLE),
+        "long": study(LONG, (*SHORT, *read_by(ALL)), WHOLE),
+        "long with ImageNet": study(LONG_CNN, (*SHORT, *read_by(SEEN, TWO)), WHOLE),
+        "own": study(OWN, (*SYSTEMS_ALONE, *read_by(SEEN, ALL)), WHOLE, QUARTER),
+        "own, longer": study(LONG_OWN, own, WHOLE),
+        "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
