@@ -14,14 +14,14 @@ ORDER = (
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
     *("tables", "environment", "runs", "opening", "checks", "inputs", "audit", "external", "stages", "samples"),
-    *("explanation", "crossval", "dryrun"),
+    *("explanation", "preparing", "pretraining", "crossval", "dryrun"),
     *("reproduce", "benchmark"),
-    *("api", "pretraining", "console", "options", "prediction", "looking_cli", "studies_cli", "cli", "__main__"),
+    *("api", "console", "options", "prediction", "looking_cli", "studies_cli", "cli", "__main__"),
 )
 HEAVY = {"torch", "torchvision", "timm", "sklearn", "skimage", "matplotlib", "accelerate", "scipy"}
 LIGHT = (
     *("__init__", "errors", "files", "progress", "lock", "sections", "networks", "config", "idle", "settings"),
-    *("environment", "runs", "opening", "api", "console", "options", "prediction"),
+    *("environment", "runs", "opening", "preparing", "api", "console", "options", "prediction"),
     *("looking_cli", "studies_cli", "cli", "__main__"),
 )
 LINES_OF_A_FILE, LINES_OF_A_FUNCTION = 300, 60

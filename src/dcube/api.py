@@ -9,73 +9,103 @@ import numpy as np
 
 from dcube.config import Experiment
 from dcube.errors import InputError
+from dcube.preparing import opened, remarks_of, say_of, store_of, write_splits
 from dcube.runs import Run
-from dcube.settings import check_left_out, resolve
+from dcube.settings import resolve
 from dcube.training.team import refuse_team, refuse_unled
 
 if TYPE_CHECKING:
     from dcube.classifier.model import Predictor
     from dcube.data.records import ImageSet
-    from dcube.data.store import Store
+    from dcube.pretraining import Pretraining
 
 STEP1_SHARE = 0.5  # of --max-minutes
+UNLABELLED_SHARE = 0.9  # of step 1, where there are images without labels
 TRAINING_SHARE = 0.9  # the rest is for evaluation and report
 
 
 def fit(
-    data: str | Path, out: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None,
-    device: str | None = None, no_test: bool = False, folds: int | None = None, max_minutes: float | None = None,
-    dry_run: bool = False, restart: bool = False, again: bool = False,
+    data: str | Path, out: str | Path, *, unlabelled: Sequence[str | Path] = (), recipe: str = "small",
+    overrides: Sequence[str] = (), seed: int | None = None, device: str | None = None, no_test: bool = False,
+    folds: int | None = None, max_minutes: float | None = None, dry_run: bool = False, restart: bool = False,
+    again: bool = False,
 ) -> "DCube | None":  # fmt: skip
     """Diffuse, select, classify, evaluate and report; repeat the call to continue an interrupted run.
 
-    data: a class folder, a manifest, a prepared store or `phantom:`; out: the run folder. `overrides` are
-    "key.path=value". With `max_minutes` both trainings end early at a step boundary and leave a usable run; a
-    repeated call trains on; the test split waits for the end. `folds`: group cross-validation with pooled
-    predictions, returns None, as `dry_run` does. With `restart` the stages that changed settings or data touch are
-    redone, and everything where nothing changed. Raises InputError in one sentence for whatever is wrong.
+    data: a class folder, a manifest, a prepared store or `phantom:`; out: the run folder. `unlabelled`: further images;
+    step 1 is then trained on all without labels (OUT/unlabelled) and a tenth as long on `data` with labels. `overrides`
+    are "key.path=value". With `max_minutes` the trainings end early at a step boundary and leave a usable run; a
+    repeated call trains on; the test split waits for the end. `folds`: group cross-validation with pooled predictions,
+    returns None, as `dry_run` does. With `restart` the stages that changed settings or data touch are redone, and
+    everything where nothing changed. Raises InputError in one sentence for whatever is wrong.
     """
-    if no_test and again:
-        raise InputError("--no-test leaves the test split alone and --again evaluates it; use one of them.")
-    if folds is not None and (no_test or again or dry_run or max_minutes is not None):
-        raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
+    _refuse_mixture(no_test, again, folds is not None, dry_run or max_minutes is not None)
     from dcube.data.sources import describe
 
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
-    images = _open(str(data), settings)
-    _check(Path(out), settings, folds, restart)
-    print(describe(images))
+    images = opened(str(data), settings)
+    first = _before(out, str(data), images, unlabelled, settings)
+    settings = first.followed if first else settings
+    _check(Path(out), settings, folds, restart, first)
+    for one in first.images if first else [images]:
+        print(describe(one))
     if dry_run:
         from dcube.dryrun import describe_run
 
         refuse_team("--dry-run measures one process")
-        print(describe_run(images, settings))
+        print(describe_run(images, settings, first))
         return None
     store = store_of(images, settings)
-    found = _remarks(store, settings, Run(Path(out) / "fold-0" if folds else out))
-    _say_of(store, found)
+    found = remarks_of(store, settings, Run(Path(out) / "fold-0" if folds else out))
+    say_of(store, found)
     if folds is not None:
         from dcube.crossval import cross_validate
 
-        cross_validate(store, str(data), Path(out), settings, folds, restart=restart, remarks=found)
+        cross_validate(store, str(data), Path(out), settings, folds, restart=restart, remarks=found, first=first)
         return None
     from dcube.training.runtime import pick_device
 
     start = time.monotonic()
     if restart and not (no_test or again):
         Run(out).refuse_second_look(settings, store.key)
+    if first:
+        first.check_sets()
     run = Run.create_or_open(
         out, settings, store=store.directory, store_key=store.key, data_name=str(data), broken=store.broken,
         remarks=found, device=str(pick_device(settings.runtime.device)), restart=restart,
     )  # fmt: skip
     with run.locked():
         write_splits(run, store, settings)
-        _run_stages(run, start, max_minutes, no_test, again)
+        seconds = None if max_minutes is None else 60 * max_minutes
+        whole = first is None or _without_labels(run, first, start, seconds, restart)
+        if _run_stages(run, start, seconds, no_test, again, whole) and first:
+            first.run.ended()
     return load(out, device or settings.runtime.device)
 
 
-def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) -> None:
+def _before(
+    out: str | Path, data: str, images: "ImageSet", unlabelled: Sequence[str | Path], settings: Experiment
+) -> "Pretraining | None":  # fmt: skip
+    """The training without labels that step 1 begins with, in the folder of the run."""
+    if not unlabelled:
+        return None
+    from dcube.data.unlabelled import open_unlabelled
+    from dcube.pretraining import FOLDER, Pretraining
+
+    more = [str(one) for one in unlabelled]
+    others = [open_unlabelled(one, settings.seed) for one in more]
+    return Pretraining([data, *more], [images, *others], settings, Path(out) / FOLDER)
+
+
+def _refuse_mixture(no_test: bool, again: bool, folds: bool, shortened: bool) -> None:
+    if no_test and again:
+        raise InputError("--no-test leaves the test split alone and --again evaluates it; use one of them.")
+    if folds and (no_test or again or shortened):
+        raise InputError("--folds goes with none of --no-test, --again, --dry-run and --max-minutes; leave them out.")
+
+
+def _check(out: Path, settings: Experiment, folds: int | None, restart: bool, first: "Pretraining | None") -> None:
     """InputError for what would otherwise be found after minutes or hours of work."""
     from dcube import crossval
     from dcube.checks import check_models
@@ -92,73 +122,39 @@ def _check(out: Path, settings: Experiment, folds: int | None, restart: bool) ->
             run.refuse_changes(settings)
     if restart or not run.is_trained:
         check_models(settings)
-        check_initial_weights(settings)
+        if first is None:
+            check_initial_weights(settings)
+    if first is not None and folds is None:
+        first.check(restart)
 
 
-def _run_stages(run: Run, start: float, max_minutes: float | None, no_test: bool, again: bool) -> None:
+def _without_labels(run: Run, first: "Pretraining", start: float, seconds: float | None, restart: bool) -> bool:
+    """The part of step 1 that needs no labels, and whether it has ended. A finished run does not miss its weights."""
+    if run.is_trained and not first.weights.is_file():
+        return True
+    return first.train(None if seconds is None else start + UNLABELLED_SHARE * STEP1_SHARE * seconds, restart)
+
+
+def _run_stages(run: Run, start: float, seconds: float | None, no_test: bool, again: bool, whole: bool) -> bool:
+    """Whether all of it has ended; whole: whether what the run begins with has."""
     from dcube import stages
 
-    seconds = 60 * max_minutes if max_minutes is not None else None
     start += stages.diffuse(run, None if seconds is None else start + STEP1_SHARE * seconds)
     stages.select(run)
     stages.classify(run, None if seconds is None else start + TRAINING_SHARE * seconds)
     if len(stages.open_data(run).indices("val")):
         stages.evaluate(run, "val")
-    if not run.is_trained:
+    trained = run.is_trained and whole
+    if not trained:
         print("Training stopped at --max-minutes; repeat the command to train on. The test split waits for the end.")
     elif not len(stages.open_data(run).indices("test")):
         print("There is no test split (data.test_fraction is 0); the figures are those of the validation split.")
     elif not no_test:
         stages.evaluate(run, "test", again=again)
     stages.report(run)
-    if run.is_trained:
+    if trained:
         run.ended()
-
-
-def prepare(
-    data: str | Path, out: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None
-) -> Path:
-    """Read, check and store a set of images in the folder `out`, which is then accepted wherever DATA is."""
-    from dcube.data.sources import describe
-    from dcube.data.store import build_store
-
-    settings = resolve(recipe, overrides, seed, None)
-    images = _open(str(data), settings)
-    print(describe(images))
-    store = build_store(images, settings.data, Path(out), _reporter())
-    _say_of(store, _remarks(store, settings))
-    print(f"Prepared {len(store.labels)} images in {out}")
-    return Path(out)
-
-
-def audit(
-    data: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None
-) -> dict[str, Any]:
-    """Copies, look-alikes of different groups, and shortcuts of a set of images: see `audit.audit`."""
-    from dcube.audit import audit as look_through
-
-    settings = resolve(recipe, overrides, seed, None)
-    images = _open(str(data), settings)
-    return look_through(images, store_of(images, settings), settings)
-
-
-def _say_of(store: "Store", remarks: Sequence[str]) -> None:
-    """What a person should know before the store is used."""
-    for entry in store.broken:
-        print(f"left out: {entry['path']}: {entry['reason']}")
-    for remark in remarks:
-        print(remark)
-
-
-def _remarks(store: "Store", settings: Experiment, run: Run | None = None) -> list[str]:
-    """On copies and look-alikes; those that the run has already are not looked for again."""
-    from dcube.audit import all_remarks, look_alikes
-    from dcube.files import read_json
-
-    known = read_json(run.data) if run and run.data.is_file() else {}
-    if known.get("key") == store.key and "remarks" in known:
-        return list(known["remarks"])
-    return all_remarks(store, look_alikes(store, settings.seed))
+    return trained
 
 
 def load(run: str | Path, device: str | None = None) -> "DCube":
@@ -247,47 +243,3 @@ class DCube:
         parts = [stack[i : i + external.CHUNK] for i in range(0, len(stack), external.CHUNK)]
         empty = np.zeros((0, len(self.classes)))
         return np.concatenate([external.predict_stored(self._predictor, part) for part in parts] or [empty])
-
-
-def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
-    """split.csv: the splits the data bring, or made by group; written once."""
-    from dcube.data.folds import splits_of
-    from dcube.tables import write_split
-
-    if not run.split.is_file():
-        write_split(run.split, store, splits_of(store, settings.data, settings.seed))
-
-
-def _open(data: str, settings: Experiment) -> "ImageSet":
-    """The table of images, checked as far as that goes without decoding."""
-    from dcube.data.sources import open_images
-
-    images = open_images(data, settings.seed)
-    check_left_out(settings, images.classes)
-    return images
-
-
-def store_of(images: "ImageSet", settings: Experiment) -> "Store":
-    """The prepared images, made now where they are not there yet."""
-    from dcube.data.store import cached_store
-
-    return cached_store(images, settings.data, progress=_reporter())
-
-
-def _reporter() -> Any:
-    """A callable (done, total) that shows progress from the first call to the last."""
-    from contextlib import ExitStack
-
-    from dcube.progress import progress
-
-    held = ExitStack()
-    advance: list[Any] = []
-
-    def report(done: int, total: int) -> None:
-        if not advance:
-            advance.append(held.enter_context(progress("reading images", total)))
-        advance[0](done)
-        if done >= total:
-            held.close()
-
-    return report

@@ -56,9 +56,9 @@ def prepare(
     debug: Debug = False,
 ) -> None:
     """Read, check and store a set of images; the result is accepted wherever DATA is."""
-    from dcube import api
+    from dcube import preparing
 
-    api.prepare(data, out, recipe=recipe, overrides=set_ or (), seed=seed)
+    preparing.prepare(data, out, recipe=recipe, overrides=set_ or (), seed=seed)
 
 
 @app.command()
@@ -76,6 +76,9 @@ def fit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say sizes, memory and time; write nothing.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help=RESTART)] = False,
     again: Annotated[bool, typer.Option("--again", help="Allow one more evaluation on the test split.")] = False,
+    unlabelled: Annotated[
+        list[str] | None, typer.Option(metavar="DATA", help="More images, for step 1, without labels; repeatable.")
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Train and evaluate a classifier: diffuse, select, classify, evaluate, report. Repeat the command to resume."""
@@ -84,6 +87,7 @@ def fit(
     api.fit(
         data,
         out,
+        unlabelled=unlabelled or (),
         recipe=recipe,
         overrides=set_ or (),
         seed=seed,

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,12 +17,17 @@ from dcube.runs import Run
 from dcube.tables import read_split, write_predictions, write_split
 from dcube.training.runtime import pick_device
 
+if TYPE_CHECKING:
+    from dcube.pretraining import Pretraining
+
 
 def cross_validate(
     store: Store, data_name: str, out: Path, settings: Experiment, folds: int, restart: bool = False,
-    remarks: Sequence[str] = (),
+    remarks: Sequence[str] = (), first: "Pretraining | None" = None,
 ) -> dict[str, Any]:
     """Run every fold (OUT/fold-0 ..., each a run folder that resumes) and pool the out-of-fold predictions.
+
+    first: a training without labels that each fold's step 1 begins with, made anew without the fold's images.
 
     Leaves OUT/evaluation/metrics.json ("split": "folds") and predictions.csv. InputError where OUT is a plain run,
     holds other files, or was made with another number of folds.
@@ -31,12 +36,15 @@ def cross_validate(
     device = str(pick_device(settings.runtime.device))
     pooled: list[dict[str, np.ndarray]] = []
     rows: list[np.ndarray] = []
+    made: list[Run] = []
     for fold, splits in enumerate(fold_splits(store, folds, settings.seed, settings.data.val_fraction)):
         print(f"fold {fold + 1} of {folds}")
+        begun = first.of_fold(out / f"fold-{fold}", splits) if first else None
         run = Run.create_or_open(
-            out / f"fold-{fold}", settings, store=store.directory, store_key=store.key, data_name=data_name,
-            device=device, broken=store.broken, remarks=remarks, restart=restart,
+            out / f"fold-{fold}", begun.followed if begun else settings, store=store.directory, store_key=store.key,
+            data_name=data_name, device=device, broken=store.broken, remarks=remarks, restart=restart,
         )  # fmt: skip
+        made += [run, *([begun.run] if begun else [])]
         with run.locked():
             if run.split.is_file() and read_split(run.split) != dict(zip(store.paths, splits.tolist(), strict=True)):
                 raise InputError(
@@ -44,6 +52,8 @@ def cross_validate(
                     " give another --out, or --restart to redo every fold."
                 )
             write_split(run.split, store, splits)
+            if begun:
+                begun.train(restart=restart)
             stages.diffuse(run)
             stages.select(run)
             stages.classify(run)
@@ -62,8 +72,8 @@ def cross_validate(
     paths = [store.paths[i] for i in index]
     write_predictions(out / "evaluation" / "predictions.csv", paths, labels, systems[""], store.classes)
     write_json(out / "evaluation" / "metrics.json", metrics)
-    for fold in range(folds):
-        Run(out / f"fold-{fold}").ended()
+    for run in made:
+        run.ended()
     return metrics
 
 

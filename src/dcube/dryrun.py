@@ -22,14 +22,15 @@ from dcube.diffusion.train import Diffusion
 from dcube.features.finetuned import fine_tuned
 from dcube.features.frozen import FeatureCache, FrozenFeatures
 from dcube.features.subnet import SubNetwork
+from dcube.pretraining import Pretraining
 from dcube.training.runtime import Runtime
 
 TIMED_STEPS = 3  # of which the fastest counts
 TEACHER_IMAGES = 32  # in one forward pass of the CNN that step 1 imitates
 
 
-def describe_run(images: ImageSet, settings: Experiment) -> str:
-    """What `fit` would do with these images and settings, as lines of text."""
+def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | None = None) -> str:
+    """What `fit` would do with these images and settings, as lines of text; first: what its step 1 begins with."""
     labels = [record.label for record in images.records]
     splits = assign_splits(
         labels, [r.group for r in images.records], [r.split for r in images.records],
@@ -45,12 +46,17 @@ def describe_run(images: ImageSet, settings: Experiment) -> str:
     lines.append(f"store: {len(labels) * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
     diffusion, step1 = _time_step1(settings, channels, len(images.classes))
     step2, cache = _time_step2(settings, diffusion, len(images.classes), train)
-    step1 += _teacher_share(settings, channels, train)
-    for title, seconds, optimizer in (
-        ("step 1 (diffusion)", step1, settings.diffusion.optimizer),
-        ("step 2 (classifier)", step2, settings.classifier.optimizer),
-    ):
-        steps = optimizer.total_steps(train)
+    trainings = [
+        ("step 1 (diffusion)", step1 + _teacher_share(settings, channels, train), settings.diffusion.optimizer, train),
+        ("step 2 (classifier)", step2, settings.classifier.optimizer, train),
+    ]
+    if first:
+        more = train + sum(len(one.records) for one in first.images[1:])
+        alone = step1 + _teacher_share(first.settings, channels, more)
+        optimizer = first.settings.diffusion.optimizer
+        trainings.insert(0, (f"step 1 without labels, {more} images", alone, optimizer, more))
+    for title, seconds, optimizer, count in trainings:
+        steps = optimizer.total_steps(count)
         lines.append(f"{title}: {steps} steps of {seconds:.2f} s, at least {steps * seconds / 60:.0f} minutes")
     parameters = sum(p.numel() for p in diffusion.model.parameters())
     disk = 2 * 16 * parameters / 1e9  # two checkpoints: weights, EMA, two moments

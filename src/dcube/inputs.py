@@ -12,6 +12,8 @@ from dcube.files import digest, file_digest, read_json
 from dcube.runs import Run
 from dcube.training.state import load_weights, unreadable
 
+OWN = "RUN/unlabelled/diffusion/model.safetensors"  # of the training without labels in a run's own folder
+
 
 def step1_inputs(run: Run, settings: Experiment, begun_with: dict[str, Any]) -> str:
     """Digest of all that step 1 depends on; what is switched off, and what only looks at it, is left out.
@@ -35,25 +37,37 @@ def initial_weights(run: Run, settings: Experiment, data: ImageData) -> dict[str
     Raises InputError where there is no such file, or where it has seen images that this run is to be judged by.
     """
     init, record = settings.diffusion.init, run.diffusion / "init.json"
-    if init is None:
+    path = initial_file(run, settings)
+    if path is None:
         return {"file": None, "digest": None, "seen": {}}
-    path = Path(init)
     if not path.is_file() and record.is_file():
         remembered: dict[str, Any] = read_json(record)
         return remembered
-    check_initial_weights(settings)
+    if not path.is_file():
+        check_initial_weights(settings)
     seen = load_weights(path)[1].get("seen", {})
     if known := data.seen_by(seen):
         raise InputError(
             f"diffusion.init={init} was trained on {known} images that {run.path} is to be judged by; use weights of"
             " other images, or the seed and the fractions of the split that they were made with."
         )
-    return {"file": init, "digest": file_digest(path), "seen": seen}
+    return {"file": str(path), "digest": file_digest(path), "seen": seen}
+
+
+def initial_file(run: Run, settings: Experiment) -> Path | None:
+    """The file that `diffusion.init` names, in the run's own folder where it is OWN; None without."""
+    init = settings.diffusion.init
+    return run.path / OWN.removeprefix("RUN/") if init == OWN else None if init is None else Path(init)
 
 
 def check_initial_weights(settings: Experiment) -> None:
     """InputError where `diffusion.init` names no file."""
     init = settings.diffusion.init
+    if init == OWN:
+        raise InputError(
+            f"diffusion.init={OWN} is what `dcube fit --unlabelled` makes; repeat that command, or begin with another"
+            " recipe than the run's own experiment.yaml."
+        )
     if init is not None and not Path(init).is_file():
         raise InputError(f"diffusion.init={init} is not a file; give the model.safetensors of another step 1.")
 

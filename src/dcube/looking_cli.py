@@ -21,14 +21,14 @@ def audit(
     debug: Debug = False,
 ) -> None:
     """Look a set of images through: copies, look-alikes of different groups, shortcuts to the classes."""
-    from dcube import api
+    from dcube import preparing
     from dcube.audit import audit_text
 
     if out is not None and out.suffix.lower() != ".json":
         raise InputError(f"--out {out} must end in .json.")
     if out is not None:
         check_writable(out)
-    found = api.audit(data, recipe=recipe, overrides=set_ or (), seed=seed)
+    found = preparing.audit(data, recipe=recipe, overrides=set_ or (), seed=seed)
     if out is not None:
         write_json(out, found)
     print(audit_text(found))

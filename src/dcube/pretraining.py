@@ -1,21 +1,28 @@
-"""Step 1 on several sets of images without their labels, for others to begin with (`diffusion.init`)."""
+"""Step 1 on images without their labels: on several sets, for others to begin with (`diffusion.init`), or on a run's
+own images and further ones, before its step 1 with labels.
+"""
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dcube import stages
-from dcube.api import store_of
 from dcube.checks import check_models
 from dcube.data.dataset import ImageData
 from dcube.data.folds import splits_of
 from dcube.data.joint import JointData, set_names
 from dcube.data.sources import describe
 from dcube.data.unlabelled import is_unlabelled, open_unlabelled, unlabelled_splits, without_held_out
+from dcube.diffusion.warmstart import labelled_phase
 from dcube.errors import InputError
 from dcube.files import digest
-from dcube.inputs import check_initial_weights
+from dcube.inputs import OWN, check_initial_weights
+from dcube.preparing import store_of
 from dcube.runs import Run
 from dcube.settings import resolve
 from dcube.tables import write_split
@@ -24,7 +31,10 @@ from dcube.training.team import refuse_unled
 
 if TYPE_CHECKING:
     from dcube.config import Experiment
+    from dcube.data.records import ImageSet
     from dcube.data.store import Store
+
+FOLDER = OWN.split("/")[1]  # of a run: the training without labels that its step 1 begins with
 
 
 def pretrain(
@@ -40,41 +50,96 @@ def pretrain(
     """
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
-    run = Run(out)
-    run.refuse_folder()
-    if not restart:
-        run.refuse_changes(settings)
+    whole = Pretraining(data, [open_unlabelled(one, settings.seed) for one in data], settings, Path(out))
+    whole.check(restart)
     check_models(settings, classifier=False)
-    if not (run.diffusion / "init.json").is_file():
-        check_initial_weights(settings)
-    images = [open_unlabelled(one, settings.seed) for one in data]
-    for one in images:
+    for one in whole.images:
         print(describe(one))
     begin = time.monotonic()
-    stores = {name: store_of(one, settings) for name, one in zip(set_names(data), images, strict=True)}
-    joint = _joint(stores, settings)
-    run = Run.create_or_open(
-        out, settings, store=joint.parts[0].store.directory, store_key=digest([s.key for s in stores.values()]),
-        data_name=", ".join(data), device=str(pick_device(settings.runtime.device)), restart=restart,
-        broken=[row for store in stores.values() for row in store.broken],
-        sets=[{"name": n, "key": s.key, "store": str(s.directory.resolve())} for n, s in stores.items()],
-    )  # fmt: skip
-    with run.locked():
-        write_split(run.split, joint, joint.splits)
-        stages.diffuse(run, None if max_minutes is None else begin + 60 * max_minutes)
-        stages.report(run)
-        if run.has_done("diffuse"):
-            run.ended()
-    return run.diffusion / "model.safetensors"
+    if whole.train(None if max_minutes is None else begin + 60 * max_minutes, restart):
+        whole.run.ended()
+    return whole.weights
 
 
-def _joint(stores: "dict[str, Store]", settings: "Experiment") -> JointData:
-    first: dict[str, str] = {}
-    for name, store in stores.items():
-        if (other := first.setdefault(store.key, name)) != name:
-            raise InputError(f"{name} and {other} are the same images; give each set once.")
-    parts = [
-        ImageData(s, unlabelled_splits(s) if is_unlabelled(s) else splits_of(s, settings.data, settings.seed))
-        for s in stores.values()
-    ]
-    return JointData(list(stores), without_held_out(list(stores), parts))
+@dataclass(frozen=True)
+class Pretraining:
+    """A step 1 without labels on several image sets: what they are called, their tables, and the run folder.
+
+    splits: [N] str, those of the first set's images, where they are not what `fit` gives it.
+    """
+
+    data: Sequence[str]
+    images: "Sequence[ImageSet]"
+    settings: "Experiment"
+    out: Path
+    splits: np.ndarray | None = None
+
+    @property
+    def run(self) -> Run:
+        """Its run folder."""
+        return Run(self.out)
+
+    @property
+    def weights(self) -> Path:
+        """Where they will be."""
+        return self.run.diffusion / "model.safetensors"
+
+    @property
+    def followed(self) -> "Experiment":
+        """The settings of the run that goes on from it with labels."""
+        return self.settings.model_copy(update={"diffusion": labelled_phase(self.settings.diffusion, OWN)})
+
+    def of_fold(self, run: Path, splits: np.ndarray) -> "Pretraining":
+        """The same before a run on other splits of the first set."""
+        return replace(self, out=run / FOLDER, splits=splits)
+
+    def check(self, restart: bool = False) -> None:
+        """InputError where its folder holds something else, or its own first weights are not there."""
+        self.run.refuse_folder()
+        if not restart:
+            self.run.refuse_changes(self.settings)
+        if not (self.run.diffusion / "init.json").is_file():
+            check_initial_weights(self.settings)
+
+    def check_sets(self) -> None:
+        """InputError where the sets do not go together; prepares their images."""
+        _ = self.joint
+
+    @cached_property
+    def stores(self) -> "dict[str, Store]":
+        """The prepared images by the name of their set; InputError for one that is given twice."""
+        named = zip(set_names(self.data), self.images, strict=True)
+        stores = {name: store_of(one, self.settings) for name, one in named}
+        first: dict[str, str] = {}
+        for name, store in stores.items():
+            if (other := first.setdefault(store.key, name)) != name:
+                raise InputError(f"{name} and {other} are the same images; give each set once.")
+        return stores
+
+    @cached_property
+    def joint(self) -> JointData:
+        """All sets as one; InputError where they do not go together."""
+        splits = [
+            unlabelled_splits(s) if is_unlabelled(s) else splits_of(s, self.settings.data, self.settings.seed)
+            for s in self.stores.values()
+        ]
+        if self.splits is not None:
+            splits[0] = self.splits
+        parts = [ImageData(store, part) for store, part in zip(self.stores.values(), splits, strict=True)]
+        return JointData(list(self.stores), without_held_out(list(self.stores), parts))
+
+    def train(self, deadline: float | None = None, restart: bool = False) -> bool:
+        """Begin or go on until the end, or the deadline (of `time.monotonic`); returns whether it has ended."""
+        stores, joint = self.stores, self.joint
+        run = Run.create_or_open(
+            self.out, self.settings, store=joint.parts[0].store.directory,
+            store_key=digest([s.key for s in stores.values()]), data_name=", ".join(self.data),
+            device=str(pick_device(self.settings.runtime.device)), restart=restart,
+            broken=[row for store in stores.values() for row in store.broken],
+            sets=[{"name": n, "key": s.key, "store": str(s.directory.resolve())} for n, s in stores.items()],
+        )  # fmt: skip
+        with run.locked():
+            write_split(run.split, joint, joint.splits)
+            stages.diffuse(run, deadline)
+            stages.report(run)
+        return run.has_done("diffuse")

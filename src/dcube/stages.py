@@ -69,6 +69,8 @@ def diffuse(run: Run, deadline: float | None = None) -> float:
 
 def _train_step1(run: Run, deadline: float | None = None, probe: LiveProbe | None = None) -> Trained:
     settings, data, init = run.settings(), open_data(run), read_json(run.diffusion / "init.json")
+    begun = settings.diffusion.model_copy(update={"init": init["file"]})
+    settings = settings.model_copy(update={"diffusion": begun})
     return train_diffusion(
         data, settings, run.diffusion, deadline, teacher=make_teacher(data, settings),
         unconditional=bool(run.sets), probe=probe, seen=union(data.seen, init["seen"]),

@@ -4,11 +4,27 @@ from pathlib import Path
 
 import torch
 
+from dcube.config import DiffusionConfig
 from dcube.diffusion.backbone import Denoiser
 from dcube.errors import InputError
 from dcube.training.state import load_weights
 
 TABLE = "labels.weight"
+LABELLED = 0.1  # of the steps without labels, the steps with labels that follow
+
+
+def labelled_phase(config: DiffusionConfig, weights: str) -> DiffusionConfig:
+    """The step 1 that follows one without labels: from its `weights`, a LABELLED part as long, at full size."""
+    given = config.optimizer
+    length: dict[str, float]
+    if given.steps is not None:
+        steps = max(1, round(LABELLED * given.steps))
+        length = {"steps": steps, "warmup_steps": min(given.warmup_steps, steps // 4)}
+    else:
+        assert given.epochs is not None
+        length = {"epochs": LABELLED * given.epochs, "warmup_steps": round(LABELLED * given.warmup_steps)}
+    optimizer = given.model_copy(update=length)
+    return config.model_copy(update={"init": weights, "optimizer": optimizer, "growth": ()})
 
 
 def warm_start(model: Denoiser, classes: list[str], path: Path) -> str:

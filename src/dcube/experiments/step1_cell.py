@@ -23,6 +23,7 @@ from dcube.data.folds import fold_splits
 from dcube.data.scarcity import scarce
 from dcube.data.store import Store
 from dcube.diffusion.train import Diffusion, load_diffusion, train_diffusion, untrained
+from dcube.diffusion.warmstart import labelled_phase
 from dcube.errors import InputError
 from dcube.evaluation.linear import tuned_probe
 from dcube.evaluation.metrics import macro_f1
@@ -38,7 +39,6 @@ from dcube.training.order import key
 from dcube.training.runtime import pick_device
 
 MIDDLE, TEXTURES = "cnn, stride 16", ", covariances"
-LABELLED = 0.1  # of the steps without labels, the steps with labels that follow
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
 
@@ -146,18 +146,12 @@ class Arm:
         return load_diffusion(directory / "model.safetensors", device)
 
     def _pretrained(self, data: ImageData, directory: Path) -> Experiment:
-        """The settings that go on from a training without labels: a LABELLED part of its steps, with labels."""
+        """The settings that go on from a training without labels."""
         first = directory / "unlabelled"
         weights = first / "model.safetensors"
         if not weights.is_file():
             train_diffusion(data, self.settings, first, teacher=make_teacher(data, self.settings), unconditional=True)
-        config = self.settings.diffusion
-        optimizer = config.optimizer
-        steps = max(1, round(LABELLED * optimizer.total_steps(len(data.indices("train")))))
-        warmup = min(optimizer.warmup_steps, steps // 4)
-        short = optimizer.model_copy(update={"steps": steps, "epochs": None, "warmup_steps": warmup})
-        changes = {"init": str(weights), "optimizer": short, "growth": ()}
-        return self.settings.model_copy(update={"diffusion": config.model_copy(update=changes)})
+        return self.settings.model_copy(update={"diffusion": labelled_phase(self.settings.diffusion, str(weights))})
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
         """Linear probes of every block and timestep: {"blocks": [{"block", "timestep", "inside": macro-F1 inside the

@@ -1,0 +1,179 @@
+"""`dcube fit DATA --unlabelled MORE`: images without labels help step 1, in one command that resumes as any other."""
+
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_fit import child, contents, done, metrics, refused, table, write_image, write_scans
+
+from dcube.data.seen import CONTENT, marks_of
+from dcube.diffusion.warmstart import labelled_phase
+from dcube.runs import Run
+from dcube.settings import load_experiment
+from dcube.stages import open_data
+from dcube.training.state import checkpoints, load_weights
+
+WEIGHTS = "diffusion/model.safetensors"
+FIRST = f"unlabelled/{WEIGHTS}"
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scans(tmp_path_factory.mktemp("scans") / "ct", 9)
+
+
+@pytest.fixture(scope="module")
+def pile(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a hospital has: new images, and the labelled ones among them."""
+    folder = tmp_path_factory.mktemp("more") / "pile"
+    for number in range(10):
+        write_image(folder / f"new-{number}.png", 500 + number, 30)
+    for number, image in enumerate(sorted(scans.rglob("*.png"))):
+        shutil.copy(image, folder / f"known-{number}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(scans: Path, pile: Path, recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Not to be changed."""
+    out = tmp_path_factory.mktemp("unlabelled") / "run"
+    done("fit", scans, "--unlabelled", pile, "--out", out, "--recipe", recipe)
+    return out
+
+
+def equal(one: Path, other: Path) -> bool:
+    (a, _), (b, _) = load_weights(one), load_weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_is_the_two_commands_in_one(fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path) -> None:
+    done("diffuse", scans, pile, "--out", tmp_path / "pre", "--recipe", recipe)
+    assert equal(tmp_path / "pre" / WEIGHTS, fitted / FIRST)
+    begun = ("--set", f"diffusion.init={tmp_path / 'pre' / WEIGHTS}", "--set", "diffusion.optimizer.steps=1")
+    done("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, *begun)
+    assert equal(tmp_path / "run" / WEIGHTS, fitted / WEIGHTS)
+    assert metrics(tmp_path / "run")["macro_f1"] == metrics(fitted)["macro_f1"]
+    assert "RUN/unlabelled/diffusion/model.safetensors" in (fitted / "report.html").read_text()
+
+
+def test_nothing_that_is_held_out_is_seen(fitted: Path) -> None:
+    data = open_data(Run.open(fitted))
+    seen = load_weights(fitted / WEIGHTS)[1]["seen"]
+    assert data.store.marks is not None
+    known = torch.isin(*(torch.from_numpy(m.astype("int64")) for m in (data.store.marks, marks_of(seen[CONTENT]))))
+    assert known.tolist() == [part == "train" for part in data.splits.tolist()]
+    assert sum(row["split"] == "train" for row in table(fitted / "unlabelled/split.csv")) == 10 + 2 * known.sum()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+def test_killed_and_repeated_it_equals_an_uninterrupted_one(
+    scans: Path, pile: Path, recipe: Path, tmp_path: Path
+) -> None:
+    long = ("--recipe", str(recipe), "--set", "diffusion.optimizer.steps=60", "--no-test")
+    done("fit", scans, "--unlabelled", pile, "--out", tmp_path / "whole", *long)
+    out, kills = tmp_path / "pieces", 0
+    for saved, step in ((out / "unlabelled/diffusion/checkpoint", 20), (out / "diffusion/checkpoint", 2)):
+        process = multiprocessing.get_context("fork").Process(
+            target=child, args=(["fit", str(scans), "--unlabelled", str(pile), "--out", str(out), *long],)
+        )
+        process.start()
+        while process.is_alive() and not any(int(path.name[5:]) >= step for path in checkpoints(saved)):
+            time.sleep(0.002)
+        kills += process.is_alive()
+        if process.pid and process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+        process.join()
+    assert kills == 2
+    done("fit", scans, "--unlabelled", pile, "--out", out, *long)
+    for weights in (FIRST, WEIGHTS, "classifier/model.safetensors"):
+        assert equal(tmp_path / "whole" / weights, out / weights), weights
+
+
+def test_a_finished_run_may_be_moved_and_lose_what_it_began_with(
+    fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(fitted, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    fit = ("fit", scans, "--unlabelled", pile, "--out", "moved", "--recipe", recipe)
+    before = contents(tmp_path / "moved")
+    done(*fit)
+    Path("moved", FIRST).unlink()
+    done(*fit)
+    after = contents(tmp_path / "moved")
+    kept = [name for name in before if name.endswith((".safetensors", ".csv", ".yaml"))]
+    assert [name for name in kept if before[name] != after.get(name)] == [FIRST]
+    assert "diffusion.init" in refused("fit", scans, "--out", "moved", "--recipe", recipe)
+
+
+def test_the_test_split_waits_for_both_parts_of_step_1(scans: Path, pile: Path, recipe: Path, tmp_path: Path) -> None:
+    fit = ("fit", scans, "--unlabelled", pile, "--out", tmp_path / "run", "--recipe", recipe)
+    assert "The test split waits" in done(*fit, "--max-minutes", 0).stdout
+    assert not (tmp_path / "run/evaluation/metrics.json").exists() and (tmp_path / "run" / WEIGHTS).is_file()
+    done(*fit)
+    assert metrics(tmp_path / "run")["test_evaluations"] == 1
+
+
+def test_another_pile_is_refused_and_restarts(
+    fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(fitted, tmp_path / "run"))
+    more = Path(shutil.copytree(pile, tmp_path / "pile"))
+    write_image(more / "newer.png", 9)
+    fit = ("fit", scans, "--unlabelled", more, "--out", out, "--recipe", recipe)
+    before = contents(out)
+    assert "unlabelled belongs to the data" in refused(*fit)
+    assert contents(out)[WEIGHTS] == before[WEIGHTS]
+    done(*fit, "--restart", "--no-test")
+    done("fit", scans, "--unlabelled", more, "--out", tmp_path / "fresh", "--recipe", recipe, "--no-test")
+    assert equal(out / WEIGHTS, tmp_path / "fresh" / WEIGHTS) and not equal(out / WEIGHTS, fitted / WEIGHTS)
+    stamp = (out / FIRST).stat().st_mtime_ns
+    done(*fit, "--restart", "--no-test", "--set", "classifier.dropout=0.3")
+    assert (out / FIRST).stat().st_mtime_ns == stamp, "step 1 does not depend on that"
+    done(*fit, "--restart", "--no-test", "--set", "classifier.dropout=0.3")
+    assert (out / FIRST).stat().st_mtime_ns != stamp, "nothing changed: everything anew"
+
+
+def test_each_fold_begins_without_its_own_images(scans: Path, pile: Path, recipe: Path, tmp_path: Path) -> None:
+    fit = ("fit", scans, "--unlabelled", pile, "--out", tmp_path / "run", "--recipe", recipe, "--folds", 2)
+    done(*fit)
+    for fold in (0, 1):
+        here = tmp_path / f"run/fold-{fold}"
+        data, (_, about) = open_data(Run.open(here)), load_weights(here / FIRST)
+        assert data.store.marks is not None
+        held = data.store.marks[data.splits != "train"].tolist()
+        assert held and not set(held) & set(marks_of(about["seen"][CONTENT]).tolist())
+    assert metrics(tmp_path / "run")["folds"] == 2
+    before = contents(tmp_path / "run")
+    done(*fit)
+    after = contents(tmp_path / "run")
+    assert not [name for name in before if name.endswith(".safetensors") and before[name] != after[name]]
+
+
+def test_what_a_fit_with_images_without_labels_refuses(
+    fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path
+) -> None:
+    fit = ("fit", scans, "--out", tmp_path / "run", "--recipe", recipe)
+    assert "no folder or file" in refused(*fit, "--unlabelled", tmp_path / "none")
+    assert "are the same images" in refused(*fit, "--unlabelled", scans)
+    assert not (tmp_path / "run/diffusion").exists()
+    again = ("fit", scans, "--out", tmp_path / "new", "--recipe", fitted / "experiment.yaml")
+    assert "is what `dcube fit --unlabelled` makes" in refused(*again)
+    assert "is what `dcube fit --unlabelled` makes" in refused(*again, "--unlabelled", pile)
+    dry = done(*fit, "--unlabelled", pile, "--dry-run").stdout
+    assert "step 1 without labels, 38 images: 6 steps" in dry and "step 1 (diffusion): 1 steps" in dry
+
+
+def test_the_part_with_labels_is_a_tenth_as_long() -> None:
+    config = load_experiment("small", ["diffusion.growth=[[0.5, 32]]"]).diffusion
+    phase = labelled_phase(config, "weights")
+    assert (phase.optimizer.steps, phase.optimizer.warmup_steps) == (160, 40)
+    assert (phase.init, phase.growth) == ("weights", ())
+    paper = load_experiment("pancreas-ct").diffusion
+    assert labelled_phase(paper, "weights").optimizer.total_steps(1000) == round(
+        paper.optimizer.total_steps(1000) / 10
+    )
