@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 def prepare(
     data: str | Path, out: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None
 ) -> Path:
-    """Read, check and store a set of images in the folder `out`, which is then accepted wherever DATA is."""
+    """Read, check and store a set of images in the folder `out`, which is then accepted wherever DATA is; one without
+    labels is accepted where such sets are.
+    """
     from dcube.data.sources import describe
     from dcube.data.store import build_store
 
     settings = resolve(recipe, overrides, seed, None)
-    images = opened(str(data), settings)
+    images = opened(str(data), settings, labels=False)
     print(describe(images))
     store = build_store(images, settings.data, Path(out), _reporter())
     say_of(store, remarks_of(store, settings))
@@ -32,11 +34,11 @@ def prepare(
 def audit(
     data: str | Path, *, recipe: str = "small", overrides: Sequence[str] = (), seed: int | None = None
 ) -> dict[str, Any]:
-    """Copies, look-alikes of different groups, and shortcuts of a set of images: see `audit.audit`."""
+    """Copies, look-alikes of different groups, and where there are labels shortcuts to them: see `audit.audit`."""
     from dcube.audit import audit as look_through
 
     settings = resolve(recipe, overrides, seed, None)
-    images = opened(str(data), settings)
+    images = opened(str(data), settings, labels=False)
     return look_through(images, store_of(images, settings), settings)
 
 
@@ -68,11 +70,12 @@ def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
         write_split(run.split, store, splits_of(store, settings.data, settings.seed))
 
 
-def opened(data: str, settings: Experiment) -> "ImageSet":
-    """The table of images, checked as far as that goes without decoding."""
+def opened(data: str, settings: Experiment, labels: bool = True) -> "ImageSet":
+    """The table of images, checked as far as that goes without decoding; `labels`: they must have some."""
     from dcube.data.sources import open_images
+    from dcube.data.unlabelled import open_unlabelled
 
-    images = open_images(data, settings.seed)
+    images = open_images(data, settings.seed) if labels else open_unlabelled(data, settings.seed)
     check_left_out(settings, images.classes)
     return images
 

@@ -168,6 +168,18 @@ def test_what_a_fit_with_images_without_labels_refuses(
     assert "step 1 without labels, 38 images: 6 steps" in dry and "step 1 (diffusion): 1 steps" in dry
 
 
+def test_a_set_without_labels_is_prepared_and_audited_as_any_other(
+    pile: Path, scans: Path, recipe: Path, tmp_path: Path
+) -> None:
+    shutil.copy(pile / "new-0.png", shutil.copytree(pile, tmp_path / "pile") / "again.png")
+    assert "29 images" in done("prepare", tmp_path / "pile", "--out", tmp_path / "store", "--recipe", recipe).stdout
+    audit = done("audit", tmp_path / "pile", "--recipe", recipe).stdout
+    assert "again.png" in audit and "Too few groups or classes" in audit
+    fit = ("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, "--no-test", "--max-minutes", 0)
+    assert "29 images" in done(*fit, "--unlabelled", tmp_path / "store").stdout
+    assert "at least two" in refused("fit", tmp_path / "store", "--out", tmp_path / "new", "--recipe", recipe)
+
+
 def test_the_part_with_labels_is_a_tenth_as_long() -> None:
     config = load_experiment("small", ["diffusion.growth=[[0.5, 32]]"]).diffusion
     phase = labelled_phase(config, "weights")
