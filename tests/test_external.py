@@ -118,12 +118,13 @@ def test_files_with_a_broken_one_among_them(
     for path, image in zip(paths, images(40), strict=True):
         Image.fromarray(image).save(path)
     Path(paths[7]).write_bytes(b"no image")
-    rows = predict_files(predictor, paths, max_broken=0.05)
+    rows = predict_files(predictor, paths)
     assert [row["path"] for row in rows] == paths[:7] + paths[8:]
     assert paths[7] in capsys.readouterr().err
     expected = np.concatenate(list(predict_raw(predictor, images(40), lambda image: image)))
     found = np.array([[row[f"p_{name}"] for name in "abc"] for row in rows])
     np.testing.assert_allclose(found, np.delete(expected, 7, axis=0), atol=1e-5)
     assert {row["warning"] for row in rows} == {""}
-    with pytest.raises(InputError, match="1 of 40 images cannot be read"):
-        predict_files(predictor, paths, max_broken=0)
+    assert [row["path"] for row in predict_files(predictor, paths[6:8])] == paths[6:7], "also where they are many"
+    with pytest.raises(InputError, match="None of 1 images can be read"):
+        predict_files(predictor, paths[7:8])

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from dcube.errors import InputError
 from dcube.prediction import list_images
 
 
@@ -23,3 +25,21 @@ def test_linked_folders_are_followed_once_and_hidden_ones_are_not(tmp_path: Path
     assert list(list_images([new], by_group=True).items()) == [
         (str(plain), str(plain.parent)), (str(new / "b" / "deep" / "2.png"), str(new / "b" / "deep")),
     ]  # fmt: skip
+
+
+def test_what_is_passed_over_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = write(tmp_path / "a/1.png")
+    assert list(list_images([tmp_path])) == [str(image)] and capsys.readouterr().err == ""
+    (tmp_path / "a/2.webp").touch()
+    (tmp_path / "b.txt").touch()
+    list_images([tmp_path])
+    assert "2 other files are passed over, such as 2.webp" in capsys.readouterr().err
+
+
+def test_an_image_of_two_patients(tmp_path: Path) -> None:
+    write(tmp_path / "1.png")
+    table = tmp_path / "list.csv"
+    table.write_text("path,patient_id\n1.png,A\n1.png,B\n")
+    assert len(list_images([table])) == 1
+    with pytest.raises(InputError, match="is given for A and for B; name it once"):
+        list_images([table], by_group=True)

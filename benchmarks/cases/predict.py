@@ -37,7 +37,7 @@ def ours(count: int, world: World, dtype: torch.dtype | None = None) -> Side:
     """`dcube predict` with the model loaded, but for the table; dtype: of the frozen model, None as the size has it."""
     paths, predictor = paths_of(world, count), predictor_of(world, dtype)
 
-    return [(lambda: predict_files(predictor, paths, 0.0), 1.0)]
+    return [(lambda: predict_files(predictor, paths), 1.0)]
 
 
 def reference(count: int, world: World) -> Side:

@@ -9,7 +9,7 @@ import numpy as np
 
 from dcube.config import Experiment
 from dcube.errors import InputError
-from dcube.preparing import opened, remarks_of, say_of, store_of, write_splits
+from dcube.preparing import opened, refuse_inside, remarks_of, say_of, store_of
 from dcube.runs import Run
 from dcube.settings import resolve
 from dcube.training.team import refuse_team, refuse_unled
@@ -17,6 +17,7 @@ from dcube.training.team import refuse_team, refuse_unled
 if TYPE_CHECKING:
     from dcube.classifier.model import Predictor
     from dcube.data.records import ImageSet
+    from dcube.data.store import Store
     from dcube.pretraining import Pretraining
 
 STEP1_SHARE = 0.5  # of --max-minutes
@@ -44,6 +45,7 @@ def fit(
 
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
+    refuse_inside(out, str(data))
     images = opened(str(data), settings)
     first = _before(out, str(data), images, unlabelled, settings)
     settings = first.followed if first else settings
@@ -64,19 +66,11 @@ def fit(
 
         cross_validate(store, str(data), Path(out), settings, folds, restart=restart, remarks=found, first=first)
         return None
-    from dcube.training.runtime import pick_device
-
     start = time.monotonic()
     if restart and not (no_test or again):
         Run(out).refuse_second_look(settings, store.key)
-    if first:
-        first.check_sets()
-    run = Run.create_or_open(
-        out, settings, store=store.directory, store_key=store.key, data_name=str(data), broken=store.broken,
-        remarks=found, device=str(pick_device(settings.runtime.device)), restart=restart,
-    )  # fmt: skip
+    run = _begun(out, str(data), store, settings, found, first, restart)
     with run.locked():
-        write_splits(run, store, settings)
         seconds = None if max_minutes is None else 60 * max_minutes
         whole = first is None or _without_labels(run, first, start, seconds, restart)
         if _run_stages(run, start, seconds, no_test, again, whole) and first:
@@ -126,6 +120,30 @@ def _check(out: Path, settings: Experiment, folds: int | None, restart: bool, fi
             check_initial_weights(settings)
     if first is not None and folds is None:
         first.check(restart)
+
+
+def _begun(
+    out: str | Path, data: str, store: "Store", settings: Experiment, remarks: list[str], first: "Pretraining | None",
+    restart: bool,
+) -> Run:  # fmt: skip
+    """The run folder with its split.csv: the splits the data bring, or made by group, written once. InputError before
+    anything is there where the images cannot be split, or sets do not go together.
+    """
+    from dcube.data.folds import splits_of
+    from dcube.tables import write_split
+    from dcube.training.runtime import pick_device
+
+    splits = splits_of(store, settings.data, settings.seed)
+    if first:
+        first.check_sets()
+    run = Run.create_or_open(
+        out, settings, store=store.directory, store_key=store.key, data_name=data, broken=store.broken,
+        remarks=remarks, device=str(pick_device(settings.runtime.device)), restart=restart,
+    )  # fmt: skip
+    with run.locked():
+        if not run.split.is_file():
+            write_split(run.split, store, splits)
+    return run
 
 
 def _without_labels(run: Run, first: "Pretraining", start: float, seconds: float | None, restart: bool) -> bool:
@@ -193,7 +211,7 @@ class DCube:
         """A row per image file: path, predicted, confidence, p_<class>, warning (where it looks unlike training)."""
         from dcube import external
 
-        return external.predict_files(self._predictor, paths, self.run.settings().data.max_broken)
+        return external.predict_files(self._predictor, paths)
 
     def explain(
         self, paths: Sequence[str], out: str | Path, class_name: str | None = None, grid: int | None = None

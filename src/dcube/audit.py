@@ -71,6 +71,12 @@ def audit(images: ImageSet, store: Store, settings: Experiment) -> dict[str, Any
 def all_remarks(store: Store, pairs: Sequence[tuple[int, int, float]]) -> list[str]:
     """What a person must know before a model is trained, a sentence each: copies, and look-alikes (`pairs`)."""
     found = remarks(store)
+    deep = 0 if store.deep is None else int(store.deep.sum())
+    if 0 < deep < len(store.paths):
+        found.append(
+            f"{deep} of {len(store.paths)} images have more than 8 bits per value and the others 8: each kind is"
+            " brought to one range in its own way, and where classes differ in it a model may learn that."
+        )
     if pairs:
         alike = len({index for i, j, _ in pairs for index in (i, j)})
         first, second, _ = pairs[0]

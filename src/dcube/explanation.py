@@ -18,13 +18,14 @@ from torch.nn import functional
 from dcube.classifier.model import Predictor
 from dcube.data.decode import Normalisation, read_image
 from dcube.errors import InputError
-from dcube.external import CHUNK, predict_stored
+from dcube.external import CHUNK, predict_stored, unlike_training
 from dcube.files import write_json
 from dcube.progress import progress
 from dcube.samples import save
 from dcube.training.order import numpy_rng
 
 RECORD = "explanations.json"
+STEM = 150  # bytes of a file's name that its picture has
 GRID = 14  # cells of an image's side; what is hidden at once is two cells wide
 COARSE = 8  # pixels of an image's side that remain of what is hidden: no edge and no black square that is news itself
 TENTH, DRAWS = 0.1, 8  # of the cells, hidden at once as a check; random choices it is compared with
@@ -107,8 +108,9 @@ def write_explanations(
     seed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A picture per image file, OUT/0001-NAME.png (see `overlay`), and OUT/explanations.json; returns its rows: path,
-    picture, class, probability, predicted, without_best, without_random, drop (see `Explanation`). Files that cannot be
-    read are named and left out.
+    picture, class, probability, predicted, without_best, without_random, drop (see `Explanation`), warning (where the
+    image looks unlike training). Files that cannot be read are named and left out; earlier explanations in OUT make
+    way.
 
     InputError for an unknown class, a grid that images of this size do not have, where no file can be read, and where
     OUT holds anything else.
@@ -125,20 +127,27 @@ def write_explanations(
     with progress("explanations", len(paths)) as advance, _record(out / RECORD, rows) as written:
         for number, path in enumerate(paths, 1):
             try:
-                image = normalisation.floats(normalisation.apply(read_image(path)))
+                raw = read_image(path)
+                stored = normalisation.apply(raw)
             except InputError as error:
                 broken.append(str(error))
                 continue
+            if not rows:
+                _remove_earlier(out)
             written()
+            image = normalisation.floats(stored)
             found = explain(lambda images: predict_stored(predictor, images), image, label, grid, seed)
-            picture = f"{number:04d}-{Path(path).stem}.png"
+            picture = f"{number:04d}-{Path(path).stem.encode()[:STEM].decode(errors='ignore')}.png"
             save(out / picture, overlay(image, found.drop))
+            warning = unlike_training(raw, predictor.metadata, stored)
+            if warning:
+                print(f"{path}: {warning}", file=sys.stderr)
             rows.append({
                 "path": path, "picture": picture, "class": predictor.classes[found.label],
                 "probability": float(found.probabilities[found.label]),
                 "predicted": predictor.classes[int(found.probabilities.argmax())],
                 "without_best": found.without_best, "without_random": found.without_random,
-                "drop": found.drop.round(6).tolist(),
+                "drop": found.drop.round(6).tolist(), "warning": warning,
             })  # fmt: skip
             advance(number, "")
     if not rows:
@@ -166,6 +175,13 @@ def _record(file: Path, rows: list[dict[str, Any]]) -> Iterator[Callable[[], Non
     finally:
         if due:
             write_json(file, rows)
+
+
+def _remove_earlier(out: Path) -> None:
+    """Pictures beside an earlier record, which would be taken for those of the new one."""
+    if (out / RECORD).is_file():
+        for picture in out.glob("[0-9][0-9][0-9][0-9]*-*.png"):
+            picture.unlink()
 
 
 def _check_folder(out: Path) -> None:

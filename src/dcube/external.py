@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from dcube.classifier.model import Predictor
 from dcube.data.dataset import resize
 from dcube.data.decode import Normalisation, is_colour, read_image
 from dcube.data.records import ImageSet, Record
+from dcube.data.seen import CONTENT, mark, marks_of
 from dcube.data.sources import open_images
 from dcube.data.store import Store, store_key
 from dcube.errors import InputError
@@ -25,6 +27,7 @@ from dcube.files import digest, read_json, write_json
 from dcube.progress import progress
 from dcube.runs import Run
 from dcube.tables import write_predictions
+from dcube.training.state import load_metadata
 
 CHUNK = 32  # images per forward
 AHEAD = 2 * CHUNK  # images at the stored size that wait for the model: memory does not grow with their number
@@ -73,10 +76,10 @@ def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
     return predictor(resize(pixels, small), resize(pixels, large)).cpu().double().numpy()
 
 
-def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float) -> list[dict[str, Any]]:
+def predict_files(predictor: Predictor, paths: Sequence[str]) -> list[dict[str, Any]]:
     """A row per readable file: path, predicted, confidence, p_<class>, warning.
 
-    Unreadable files are named and left out, up to the share `max_broken`; InputError above it, or where none is left.
+    Unreadable files are named on stderr and left out; InputError where none is left.
     """
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
     read: list[str] = []
@@ -103,8 +106,8 @@ def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float)
                 advance(number)
 
     probabilities = [row for chunk in predict_chunks(predictor, images()) for row in chunk]
-    if broken and (not read or len(broken) > max_broken * len(paths)):
-        raise InputError(f"{len(broken)} of {len(paths)} images cannot be read, the first being {broken[0]}")
+    if not read:
+        raise InputError(f"None of {len(paths)} images can be read, the first being {broken[0]}")
     for reason in broken:
         print(f"left out: {reason}", file=sys.stderr)  # stdout may be the table
     return [
@@ -115,13 +118,18 @@ def predict_files(predictor: Predictor, paths: Sequence[str], max_broken: float)
     ]
 
 
-def training_look(images: np.ndarray, sides: Sequence[int] | None = None) -> dict[str, list[float]]:
-    """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], and of the longer `sides` of their
-    files in pixels, of all images, where these are known; kept for `unlike_training`.
+def training_look(
+    images: np.ndarray, sides: Sequence[int] | None = None, deep: np.ndarray | None = None
+) -> dict[str, list[float]]:
+    """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], and of all images where these are
+    known of the longer `sides` of their files in pixels and of bits per value (`deep`: [N], more than 8); kept for
+    `unlike_training`.
     """
     flat = images.reshape(len(images), -1)
     look = {"brightness": flat.mean(1), "contrast": flat.std(1)}
     ranges = {name: [float(v) for v in np.percentile(values, [0.5, 99.5])] for name, values in look.items()}
+    if deep is not None:
+        ranges["bits"] = [16.0 if deep.all() else 8.0, 16.0 if deep.any() else 8.0]
     return ranges | ({"side": [float(side) for side in sides]} if sides else {})
 
 
@@ -132,9 +140,9 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
     notes = []
     if normalisation.channels == 1 and raw.ndim == 3 and is_colour(raw):
         notes.append("a colour image, but training images were grey")
-    if (raw.dtype == np.uint8) != (normalisation.bits == 8):
-        notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
     look = dict(metadata.get("look", {}))
+    if (8 if raw.dtype == np.uint8 else 16) not in look.pop("bits", (normalisation.bits,)):
+        notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
     if max(raw.shape[:2]) < min(look.pop("side", (normalisation.size,))[0], normalisation.size) / 2:
         notes.append(f"only {raw.shape[1]} x {raw.shape[0]} pixels")
     floats = normalisation.floats(normalisation.apply(raw) if stored is None else stored)
@@ -149,41 +157,12 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
 def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
     """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv.
 
-    InputError for the run's own data, a class it never saw, too many unreadable images, or deeper pixels than its own.
+    InputError for images of the run's own, a class it never saw, too many unreadable images, or deeper pixels.
     """
     settings = run.settings()
     images = open_images(data, settings.seed, classes=None)
-    _check_external(run, images, predictor, data)
-    kept: list[Record] = []
-    broken: list[str] = []
-    warnings: list[str] = []
-
-    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
-
-    def prepare(record: Record) -> tuple[np.ndarray, str] | InputError:
-        try:
-            raw = images.read(record)
-        except InputError as error:
-            return error
-        if raw.dtype != np.uint8 and normalisation.bits == 8:
-            raise InputError(
-                f"{record.path} of {data} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8;"
-                " convert the images as those were."
-            )
-        pixels = normalisation.apply(raw)
-        return pixels, unlike_training(raw, predictor.metadata, pixels)
-
-    def stored() -> Iterator[np.ndarray]:
-        for record, found in zip(images.records, ahead(images.records, prepare), strict=True):
-            if isinstance(found, InputError):
-                broken.append(str(found))
-            else:
-                kept.append(record)
-                if found[1]:
-                    warnings.append(f"{record.path}: {found[1]}")
-                yield found[0]
-
-    probabilities = np.concatenate(list(predict_chunks(predictor, stored())) or [np.zeros((0, len(predictor.classes)))])
+    own = _check_external(run, images, predictor, data)
+    kept, broken, warnings, probabilities = _answers(predictor, images, data, own)
     if len(broken) > settings.data.max_broken * len(images.records):
         raise InputError(f"{len(broken)} of {len(images.records)} images cannot be read, the first being {broken[0]}")
     labels = np.array([predictor.classes.index(record.label) for record in kept])
@@ -205,13 +184,74 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     return metrics
 
 
-def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str) -> None:
+def _answers(
+    predictor: Predictor, images: ImageSet, data: str, own: set[int]
+) -> tuple[list[Record], list[str], list[str], np.ndarray]:
+    """The readable images, what is wrong with the others, warnings, and the probabilities [n, K] of the readable ones.
+    InputError where any has one of the marks `own`, and for deeper pixels than the training images had.
+    """
+    kept: list[Record] = []
+    broken: list[str] = []
+    warnings: list[str] = []
+    known: list[str] = []
+    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
+
+    def prepare(record: Record) -> tuple[np.ndarray, str] | InputError:
+        try:
+            raw = images.read(record)
+        except InputError as error:
+            return error
+        if raw.dtype != np.uint8 and normalisation.bits == 8:
+            raise InputError(
+                f"{record.path} of {data} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8;"
+                " convert the images as those were."
+            )
+        if mark(raw) in own:
+            known.append(record.path)
+        pixels = normalisation.apply(raw)
+        return pixels, unlike_training(raw, predictor.metadata, pixels)
+
+    def stored() -> Iterator[np.ndarray]:
+        for record, found in zip(images.records, ahead(images.records, prepare), strict=True):
+            if isinstance(found, InputError):
+                broken.append(str(found))
+            else:
+                kept.append(record)
+                if found[1]:
+                    warnings.append(f"{record.path}: {found[1]}")
+                yield found[0]
+
+    probabilities = np.concatenate(list(predict_chunks(predictor, stored())) or [np.zeros((0, len(predictor.classes)))])
+    _refuse_known(known, images, data)
+    return kept, broken, warnings, probabilities
+
+
+def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str) -> set[int]:
+    """Marks of the images that may not be among them: what step 1 has seen, and where the run's prepared images are at
+    hand its validation and test images.
+    """
     held = store_key(images, run.settings().data) if images.prepared is None else Store.open(images.prepared).key
     if held == run.store_key():
         raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
     if unknown := sorted(set(images.classes) - set(predictor.classes)):
         known = ", ".join(predictor.classes)
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
+    own = marks_of(load_metadata(run.diffusion / "model.safetensors").get("seen", {}).get(CONTENT, "")).tolist()
+    with suppress(InputError):  # the prepared images need not be there
+        marks = Store.open(run.store()).marks
+        own += [] if marks is None else marks.tolist()
+    if images.prepared is not None and (marks := Store.open(images.prepared).marks) is not None:
+        pairs = zip(images.records, marks.tolist(), strict=True)  # of the files; here are prepared pixels
+        _refuse_known([record.path for record, number in pairs if number and number in own], images, data)
+    return set(own) - {0}
+
+
+def _refuse_known(known: Sequence[str], images: ImageSet, data: str) -> None:
+    if known:
+        raise InputError(
+            f"{len(known)} of {len(images.records)} images of {data} are the run's own, such as {min(known)}: figures"
+            " on them would be too good; take them out, or use --split val or --split test for the run's own splits."
+        )
 
 
 def _free_name(run: Run, data: str) -> str:

@@ -3,13 +3,14 @@
 import csv
 import io
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcube.data.decode import SUFFIXES
 from dcube.data.folders import check_name, hidden
-from dcube.data.sources import group_of, path_of, read_rows
+from dcube.data.manifest import group_of, path_of, read_rows
 from dcube.errors import InputError
 from dcube.files import check_writable, write_json, write_text
 
@@ -20,7 +21,8 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
     """Image path -> group, in order and each once, for files, folders (searched to any depth) and CSV manifests.
 
     The group is the parent folder, or the manifest's group_id (else patient_id) column. Raises InputError for a
-    missing file, a folder without images, and with `by_group` a manifest without a group column.
+    missing file, a folder without images, and with `by_group` a manifest without a group column and an image of two
+    groups.
     """
     found: dict[str, str] = {}
     for entry in inputs:
@@ -37,13 +39,14 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
             pairs = [(str(entry), str(entry.parent))]
         for path, group in pairs:
             check_name(path)
-            found.setdefault(path, group)
+            if found.setdefault(path, group) != group and by_group:
+                raise InputError(f"{path} is given for {found[path]} and for {group}; name it once.")
     return found
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Image files at any depth, of linked folders too and not of hidden ones, as in training; sorted. Raises
-    PermissionError where a folder below cannot be read.
+    """Image files at any depth, of linked folders too and not of hidden ones, as in training; sorted. How many others
+    there are is said on stderr. Raises PermissionError where a folder below cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -58,7 +61,11 @@ def _inside(folder: Path) -> list[Path]:
                 folders.append(name)
                 visited.add(real)
         found += [Path(place) / name for name in files if not hidden(name)]
-    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    if len(found) > len(images) > 0:
+        others = sorted({*found} - {*images})
+        print(f"{folder}: {len(others)} other files are passed over, such as {others[0].name}", file=sys.stderr)
+    return images
 
 
 def _read_manifest(manifest: Path, by_group: bool) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dcube.config import Experiment
+from dcube.errors import InputError
 from dcube.runs import Run
 from dcube.settings import check_left_out, resolve
 
@@ -23,6 +24,7 @@ def prepare(
     from dcube.data.store import build_store
 
     settings = resolve(recipe, overrides, seed, None)
+    refuse_inside(out, str(data))
     images = opened(str(data), settings, labels=False)
     print(describe(images))
     store = build_store(images, settings.data, Path(out), _reporter())
@@ -61,13 +63,13 @@ def remarks_of(store: "Store", settings: Experiment, run: Run | None = None) -> 
     return all_remarks(store, look_alikes(store, settings.seed))
 
 
-def write_splits(run: Run, store: "Store", settings: Experiment) -> None:
-    """split.csv: the splits the data bring, or made by group; written once."""
-    from dcube.data.folds import splits_of
-    from dcube.tables import write_split
+def refuse_inside(out: str | Path, data: str) -> None:
+    """InputError where the folder `out` would lie among the class folders `data`, and be taken for one of them."""
+    from dcube.data.sources import manifest_of
 
-    if not run.split.is_file():
-        write_split(run.split, store, splits_of(store, settings.data, settings.seed))
+    here, root = Path(out).resolve(), Path(data).resolve()
+    if root.is_dir() and manifest_of(data) is None and root in (here, *here.parents):
+        raise InputError(f"--out {out} lies inside the images' folder {data}; give a place outside of it.")
 
 
 def opened(data: str, settings: Experiment, labels: bool = True) -> "ImageSet":

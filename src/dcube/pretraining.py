@@ -22,7 +22,7 @@ from dcube.diffusion.warmstart import labelled_phase
 from dcube.errors import InputError
 from dcube.files import digest
 from dcube.inputs import OWN, check_initial_weights
-from dcube.preparing import store_of
+from dcube.preparing import refuse_inside, store_of
 from dcube.runs import Run
 from dcube.settings import resolve
 from dcube.tables import write_split
@@ -51,6 +51,8 @@ def pretrain(
     refuse_unled()
     settings = resolve(recipe, overrides, seed, device)
     whole = Pretraining(data, [open_unlabelled(one, settings.seed) for one in data], settings, Path(out))
+    for name in data:
+        refuse_inside(out, name)
     whole.check(restart)
     check_models(settings, classifier=False)
     for one in whole.images:

@@ -90,8 +90,9 @@ class Run:
                 run.refuse_changes(settings)
                 settings = run.settings().model_copy(update={"runtime": settings.runtime})  # what is idle stays too
             if run.data.is_file() and (old := read_json(run.data))["key"] != store_key:
+                one = f"the data '{old['name']}'" if old["name"] != data_name else f"'{data_name}' as it was then"
                 raise InputError(
-                    f"{path} belongs to the data '{old['name']}' (key {old['key']}), not to '{data_name}'"
+                    f"{path} belongs to {one} (key {old['key']}), not to '{data_name}'"
                     f" (key {store_key}); give another --out, or --restart to use it for these."
                 )
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))

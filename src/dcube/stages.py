@@ -130,7 +130,7 @@ def _train_step2(run: Run, deadline: float | None = None) -> Trained:
     settings, data, blocks = run.settings(), open_data(run), read_json(run.selection)["selected"]
     diffusion = load_diffusion(run.diffusion / "model.safetensors", pick_device(settings.runtime.device))
     rows = some(data.indices("train"), LOOK, settings.seed, "floors")
-    look = training_look(data.images(rows, settings.data.size).numpy(), data.store.sides)
+    look = training_look(data.images(rows, settings.data.size).numpy(), data.store.sides, data.store.deep)
     return train_classifier(data, settings, diffusion, blocks, run.classifier, deadline, look)[1]
 
 

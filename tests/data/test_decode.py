@@ -91,6 +91,33 @@ def test_camera_rotation_is_applied(tmp_path: Path) -> None:
     assert read_image(tmp_path / "a.png").shape == (30, 20)
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "deep png", "tif", "lzw tif", "deep tif", "deep colour tif"])
+def test_every_rotation_of_every_kind(tmp_path: Path, kind: str, orientation: int) -> None:
+    """As `ImageOps.exif_transpose` turns an image that lies in memory."""
+    pixels = np.stack([DEEP] * 3, axis=2) if "colour" in kind else DEEP if "deep" in kind else GREY
+    path = tmp_path / f"a.{kind[-3:]}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    if "colour" in kind:
+        tags = [(274, "H", 1, orientation, True)]
+        tifffile.imwrite(path, pixels, photometric="rgb", extratags=tags)
+    else:
+        Image.fromarray(pixels).save(path, exif=exif, compression="tiff_lzw" if "lzw" in kind else None)
+    turned = {
+        1: pixels, 2: pixels[:, ::-1], 3: pixels[::-1, ::-1], 4: pixels[::-1],
+        5: pixels.swapaxes(0, 1), 6: np.rot90(pixels, -1), 7: np.rot90(pixels, 2).swapaxes(0, 1), 8: np.rot90(pixels),
+    }  # fmt: skip
+    np.testing.assert_array_equal(read_image(path), turned[orientation])
+
+
+@pytest.mark.parametrize("pixels", [GREY, DEEP, DEEP.astype(np.float32)], ids=["8", "16", "float"])
+def test_negatives_are_turned(tmp_path: Path, pixels: np.ndarray) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
+    found = read_image(tmp_path / "a.tif").astype(np.float64)
+    assert np.corrcoef(found.ravel(), pixels.ravel())[0, 1] == pytest.approx(-1)
+
+
 def write_truncated(path: Path) -> None:
     buffer = io.BytesIO()
     Image.fromarray(GREY).save(buffer, "PNG")

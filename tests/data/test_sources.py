@@ -94,6 +94,9 @@ BAD_MANIFESTS = {
     "two labels": (GOOD + "./benign/0.png,m,train,p1\n", "line 4: benign/0.png stood before with another label"),
     "empty label": (GOOD + "benign/2.png,,train,p3\n", "line 4: the label is empty"),
     "more cells": (GOOD + "benign/2.png,m,train,p3,x\n", "line 4: more cells than the header has columns"),
+    "two labels' columns": ("path,label,Label\nbenign/0.png,b,m\n", "several columns 'label'"),
+    "a patient's column": ("path,label,PatientID\nbenign/0.png,b,p1\n", "no column patient_id, but 'patientid'"),
+    "a subject's column": ("path,label,Subject No\nbenign/0.png,b,p1\n", "no column patient_id, but 'subject no'"),
     "empty path": (GOOD + ",m,train,p3\n", "line 4: the path is empty"),
 }
 
@@ -109,6 +112,17 @@ def test_bad_manifests_are_explained(folder: Path, name: str) -> None:
 def test_a_comma_at_the_end_of_every_line_is_no_column(folder: Path) -> None:
     text = "path,label,\nbenign/0.png,b,\nbenign/1.png,m,,\nbenign/2.png,m\n"
     assert [r.label for r in open_images(str(manifest(folder, text))).records] == ["b", "m", "m"]
+
+
+def test_rows_without_a_patient_are_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    people = ("", "NaN", "7")
+    rows = [f"{label}/{n}.png,{label},{who}" for label in ("benign", "malignant") for n, who in enumerate(people)]
+    images = open_images(str(manifest(folder, "\n".join(["path,label,patient_id", *rows]))))
+    assert {record.group for record in images.records} == {"benign/0.png", "malignant/0.png", "NaN", "7"}
+    said = capsys.readouterr().out
+    assert "2 of 6 images have no patient_id" in said and "2 images have the patient 'NaN'" in said
+    open_images(str(manifest(folder, "path,label,patient_age,view\nbenign/0.png,b,40,a\nbenign/1.png,m,50,b\n")))
+    assert capsys.readouterr().out == ""
 
 
 def test_what_nothing_is_trained_on_need_not_be_fit_for_it(tmp_path: Path, folder: Path) -> None:
@@ -161,6 +175,35 @@ def test_a_class_folder_without_images_is_not_dropped_silently(folder: Path) -> 
 def test_folders_inside_classes_are_not_guessed_at(folder: Path) -> None:
     save(folder / "benign" / "masks" / "0.png")
     with pytest.raises(InputError, match="masks is a folder of images inside the class folder benign"):
+        open_images(str(folder))
+
+
+def test_images_deeper_inside_a_class_are_not_lost(folder: Path) -> None:
+    (folder / "benign/empty/deeper").mkdir(parents=True)
+    assert len(open_images(str(folder)).records) == 6
+    save(folder / "benign/P9/series/0.png")
+    with pytest.raises(InputError, match="P9 is a folder of images inside the class folder benign"):
+        open_images(str(folder))
+
+
+def test_a_misspelt_split_is_named(tmp_path: Path) -> None:
+    for split in ("train", "tests"):
+        for label in "ab":
+            save(tmp_path / split / label / "0.png")
+    with pytest.raises(InputError, match="has the split train and beside it tests; call the folders train, val"):
+        open_images(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_no_image(folder: Path) -> None:
+    os.mkfifo(folder / "benign" / "pipe.png")
+    images = open_images(str(folder))
+    assert len(images.records) == 6 and images.ignored == 1
+
+
+def test_a_carriage_return_in_a_name(folder: Path) -> None:
+    save(folder / "benign" / "a\rb.png")
+    with pytest.raises(InputError, match="holds a carriage return; rename"):
         open_images(str(folder))
 
 

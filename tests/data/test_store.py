@@ -130,6 +130,16 @@ def test_a_late_colour_or_deep_image_changes_the_whole_store(tmp_path: Path) -> 
     assert one.pixels.shape == (1200, 1, 16, 16)
 
 
+def test_the_range_is_of_all_deep_images_that_a_survey_misses(tmp_path: Path) -> None:
+    met = set(np.linspace(0, 599, 256).astype(int).tolist())
+    late = [index for index in range(600) if index not in met][::20]
+    dim, bright = (np.linspace(0, top, 256).astype(np.uint16).reshape(16, 16) for top in (1000, 60000))
+    deep = {index: dim if index == late[0] else bright for index in late}
+    store = build_store(generated(600, deep), CONFIG, tmp_path / "store")
+    assert store.normalisation.high > 50000 and store.floats([late[-1]]).mean() < 0.6
+    assert store.deep is not None and np.flatnonzero(store.deep).tolist() == late
+
+
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for count in (300, 1500):

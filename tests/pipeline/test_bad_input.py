@@ -125,7 +125,7 @@ def test_six_percent_of_broken_files(fit: Callable[..., str], tmp_path: Path, na
 def test_predict_with_nothing_but_a_broken_file(fitted: Path, tmp_path: Path, name: str) -> None:
     write, reason = BROKEN[name]
     sentence = refused("predict", fitted, write(tmp_path / name), "--out", tmp_path / "rows.csv")
-    assert "1 of 1 images cannot be read" in sentence and reason in sentence
+    assert "None of 1 images can be read" in sentence and reason in sentence
     assert not (tmp_path / "rows.csv").exists()
 
 

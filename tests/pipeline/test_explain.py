@@ -32,6 +32,20 @@ def test_pictures_and_their_numbers(fitted: Path, tmp_path: Path) -> None:
     assert contents(out) == before
 
 
+def test_earlier_pictures_make_way_and_odd_images_are_told(fitted: Path, tmp_path: Path) -> None:
+    one, out = write_image(tmp_path / "1.png", 1), tmp_path / "why"
+    deep = tmp_path / f"{'x' * 240}.png"
+    Image.fromarray(np.full((24, 24), 4000, np.uint16)).save(deep)
+    done("explain", fitted, one, deep, "--out", out, "--grid", 2)
+    plain, odd = json.loads((out / "explanations.json").read_text())
+    assert "16 bits per value" in odd["warning"] and "bits" not in plain["warning"]
+    assert (out / odd["picture"]).is_file() and odd["picture"].startswith("0002-xxx")
+    result = done("explain", fitted, deep, "--out", out, "--grid", 2)
+    assert f"{deep}: 16 bits per value" in result.stderr
+    [row] = json.loads((out / "explanations.json").read_text())
+    assert [path.name for path in out.glob("*.png")] == [row["picture"]]
+
+
 def test_of_another_class(fitted: Path, tmp_path: Path) -> None:
     path = write_image(tmp_path / "1.png", 0)
     for name in CLASSES:

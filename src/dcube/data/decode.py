@@ -16,6 +16,7 @@ from dcube.errors import InputError
 SUFFIXES = (*dicom.PICTURES, *dicom.SUFFIXES)
 MAX_PIXELS = 100_000_000  # 100 Mpx; more is refused by the header alone, before memory is asked for
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
+_PHOTOMETRIC, _ORIENTATION = 262, 274  # tags of TIFF
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I", "F")
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's conversion to grey
 _SAMPLE_VALUES = 4096  # values per image that enter the percentiles
@@ -25,7 +26,8 @@ _SAMPLE_COLUMNS = 8  # that they are of at least, the first of which may be noth
 def read_image(path: str | Path) -> np.ndarray:
     """Raw pixels of a PNG, JPEG, TIFF, BMP or DICOM file: [H, W] or [H, W, 3], uint8, uint16 or float32.
 
-    Transparency is composited on black, palettes are expanded, the camera's rotation tag is applied. Raises InputError
+    Transparency is composited on black, palettes are expanded, the camera's rotation tag is applied, negatives are
+    turned. Raises InputError
     for whatever cannot be used: no image, truncated, over 100 Mpx, several pages, NaN or infinite values, and PNGs of
     16 bits in colour or with transparency, of which Pillow would keep 8.
     """
@@ -62,10 +64,11 @@ def header_of(path: Path) -> tuple[int, int, bool]:
 
 
 def _decode(path: Path) -> np.ndarray:
-    with warnings.catch_warnings():
+    # opened here: of a name Pillow maps the file, and shears TIFFs that are turned
+    with warnings.catch_warnings(), open(path, "rb") as handle:
         warnings.simplefilter("ignore")  # the size warning of Pillow; our own limit follows
         try:
-            file = Image.open(path, formats=_FORMATS)
+            file = Image.open(handle, formats=_FORMATS)
         except Image.DecompressionBombError as error:
             raise InputError(f"{path}: {_too_large(None)}") from error
         except UnidentifiedImageError:
@@ -81,13 +84,29 @@ def _decode(path: Path) -> np.ndarray:
             if file.format == "PNG" and file.mode not in _DEEP_MODES and ";16" in str(file.tile):
                 raise InputError(f"{path}: a PNG of 16 bits with colour or transparency; save it as TIFF, or as grey.")
             file.load()
-            if file.mode in _DEEP_MODES:
-                return np.asarray(file)
             image: Image.Image = ImageOps.exif_transpose(file)
+            if file.mode in _DEEP_MODES:
+                negative = file.format == "TIFF" and file.tag_v2.get(_PHOTOMETRIC) == 0  # type: ignore[attr-defined]
+                return _positive(np.asarray(image), negative)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
             return np.asarray(image.convert("L" if file.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _positive(pixels: np.ndarray, negative: bool) -> np.ndarray:
+    """Deep pixels with black at the lowest value; negative: white is there (MINISWHITE), as in scans of film."""
+    if not negative:
+        return pixels
+    return np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind == "u" else -pixels
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels [H, W, ...] as the tag Orientation (1 .. 8) has them seen."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def _tiff_bits(file: Image.Image) -> tuple[int, ...]:
@@ -112,7 +131,9 @@ def _decode_tiff(path: Path) -> np.ndarray:
             raise InputError(f"{path}: this kind of TIFF cannot be read ({error}); save it uncompressed.") from error
         if page.planarconfig == 2 and pixels.ndim == 3:  # type: ignore[union-attr]
             pixels = np.moveaxis(pixels, 0, -1)
-    return pixels
+        orientation = page.tags.valueof(_ORIENTATION, 1)  # type: ignore[union-attr]
+        negative = page.photometric == 0  # type: ignore[union-attr]
+    return np.ascontiguousarray(_upright(_positive(pixels, negative), orientation))
 
 
 def _check_size(size: tuple[int, int], path: Path) -> None:

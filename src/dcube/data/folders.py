@@ -7,6 +7,8 @@ from dcube.data.decode import SUFFIXES
 from dcube.data.records import Record
 from dcube.errors import InputError
 
+DEPTH = 16  # folders inside each other that are looked into
+
 
 def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[list[Record], int]:
     """The images of class folders below `root`, and how many other files there are. InputError for a class without
@@ -15,7 +17,7 @@ def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[l
     records, empty, ignored = [], [], 0
     for folder in folders:
         below, images, skipped = list_folder(folder)
-        nested = next((child for child in below if list_folder(child)[1]), None)
+        nested = next((child for child in below if _holds_images(child)), None)
         if nested is not None:
             # such folders mean patients in one set, masks in another: guessing would mix or leak
             raise InputError(
@@ -33,6 +35,12 @@ def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[l
     return records, ignored
 
 
+def _holds_images(folder: Path, depth: int = 0) -> bool:
+    """At any depth; a link may lead back."""
+    folders, images, _ = list_folder(folder)
+    return bool(images) or (depth < DEPTH and any(_holds_images(inner, depth + 1) for inner in folders))
+
+
 def list_folder(folder: Path) -> tuple[list[Path], list[Path], int]:
     """Sorted sub-folders, sorted image files, and the number of other files; hidden ones count as others."""
     folders, images, others = [], [], 0
@@ -43,11 +51,16 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path], int]:
     for entry in entries:
         if entry.is_dir():
             folders += [] if hidden(entry.name) else [Path(entry.path)]
-        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES):
+        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES) and not _is_odd(entry):
             images.append(Path(entry.path))
         else:
             others += 1
     return folders, images, others
+
+
+def _is_odd(entry: os.DirEntry[str]) -> bool:
+    """A pipe, a socket or a device, which nobody can read as a file."""
+    return os.path.exists(entry.path) and not entry.is_file()
 
 
 def hidden(name: str) -> bool:
@@ -56,8 +69,12 @@ def hidden(name: str) -> bool:
 
 
 def check_name(path: str | Path) -> None:
-    """InputError for a file name that no table could hold: bytes that are not UTF-8, as old ZIP archives leave them."""
+    """InputError for a file name that no table could hold: bytes that are not UTF-8, as old ZIP archives leave them, or
+    a carriage return.
+    """
     try:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"The name {ascii(str(path))} is not valid UTF-8; rename the file or folder.") from error
+    if "\r" in str(path):
+        raise InputError(f"The name {ascii(str(path))} holds a carriage return; rename the file or folder.")

@@ -3,9 +3,6 @@
 A new source is one function under `@source`: it returns an ImageSet, or None for a name that is not its own.
 """
 
-import csv
-import io
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,19 +13,13 @@ import numpy as np
 from dcube.data.decode import SUFFIXES, read_image
 from dcube.data.dicom import is_dicom, patient_of
 from dcube.data.folders import check_name, class_records, list_folder
+from dcube.data.manifest import SPLIT_NAMES, read_rows, record_of, tell_patients
 from dcube.data.records import ImageSet, Record
 from dcube.data.split import check_splits
 from dcube.errors import InputError
 
 Source = Callable[[str, int], ImageSet | None]
 SOURCES: list[Source] = []  # asked in this order
-
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-
 
 def source(function: Source) -> Source:
     """Register a source."""
@@ -114,7 +105,7 @@ def from_table(path: Path, rows: Sequence[tuple[int, dict[str, str]]]) -> ImageS
     """The images that the rows of a manifest (`read_rows`) name. InputError for a row at fault or a missing file."""
     records: dict[str, Record] = {}
     for number, row in rows:
-        record = _record(row, f"{path}, line {number}")
+        record = record_of(row, f"{path}, line {number}")
         known = records.setdefault(record.path, record)
         if known != record:
             fields = [f for f in ("label", "group", "split") if getattr(known, f) != getattr(record, f)]
@@ -126,74 +117,8 @@ def from_table(path: Path, rows: Sequence[tuple[int, dict[str, str]]]) -> ImageS
             f"{path} names {len(missing)} missing {'file' if len(missing) == 1 else 'files'}:"
             f" {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}; paths are taken from {root}."
         )
-    _tell_divided_patients(path, [row for _, row in rows])
+    tell_patients(path, [row for _, row in rows])
     return from_files(str(path), root, list(records.values()))
-
-
-def _tell_divided_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """Where group_id parts what patient_id joins, which may be meant: numbers of patients can come again elsewhere."""
-    groups: dict[str, set[str]] = {}
-    for row in rows:
-        if row.get("patient_id"):
-            groups.setdefault(row["patient_id"], set()).add(group_of(row))
-    if divided := [patient for patient, held in groups.items() if len(held) > 1]:
-        print(
-            f"{path}: {len(divided)} of {len(groups)} patients, such as {divided[0]}, have images in several groups;"
-            " group_id decides, so a patient may be on both sides of a split"
-        )
-
-
-def read_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a manifest, each with its line number; column names in lower case. InputError where it is no UTF-8
-    CSV, lacks a needed column or any row, or where a row has more cells than the header.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""), restval="")
-        columns = [(name or "").strip().lower() for name in reader.fieldnames or []]
-        reader.fieldnames = columns
-        rows = []
-        for row in reader:
-            if any(map(str.strip, row.pop(None, []))):  # type: ignore[call-overload]  # the reader's key for the rest
-                raise InputError(
-                    f"{path}, line {reader.line_num}: more cells than the header has columns; put names that hold a"
-                    " comma into quotation marks."
-                )
-            rows.append((reader.line_num, {key: (row[key] or "").strip() for key in columns}))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; save the manifest as UTF-8 CSV.") from error
-    except csv.Error as error:
-        raise InputError(f"{path} is not a readable CSV file ({error}).") from error
-    for column in needed:
-        if column not in columns:
-            found = ", ".join(filter(None, columns)) or "nothing"
-            raise InputError(
-                f"{path} has no column '{column}' (found: {found}); a manifest needs"
-                f" {'the columns ' if len(needed) > 1 else 'a column '}{' and '.join(needed)}, separated by commas."
-            )
-    if not rows:
-        raise InputError(f"{path} lists no images.")
-    return rows
-
-
-def _record(row: dict[str, str], where: str) -> Record:
-    if not row["path"] or not row["label"]:
-        raise InputError(f"{where}: the {'label' if row['path'] else 'path'} is empty.")
-    path = path_of(row)
-    split = row.get("split", "")
-    if split and split.lower() not in SPLIT_NAMES:
-        raise InputError(f"{where}: '{split}' is not a split; use train, val or test.")
-    return Record(path, row["label"], group_of(row), SPLIT_NAMES[split.lower()] if split else None)
-
-
-def path_of(row: dict[str, str]) -> str:
-    """The path that a row of a manifest names, also where it was written on Windows."""
-    return posixpath.normpath(row["path"].replace("\\", "/"))
-
-
-def group_of(row: dict[str, str]) -> str:
-    """What must stay together, by a row of a manifest; the image itself where the row does not say."""
-    return row.get("group_id") or row.get("patient_id") or path_of(row)
 
 
 @source
@@ -204,6 +129,12 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
         return None
     folders, loose, ignored = list_folder(root)
     inner = [folder for folder in folders if list_folder(folder)[0]]
+    named = [folder.name for folder in inner if folder.name.lower() in SPLIT_NAMES]
+    if named and len(inner) == len(folders) > len(named):
+        other = next(folder.name for folder in inner if folder.name not in named)
+        raise InputError(
+            f"{root} has the split {named[0]} and beside it {other}; call the folders train, val and test."
+        )
     records: list[Record] = []
     if inner and inner == folders and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
         for folder in folders:

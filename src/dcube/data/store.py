@@ -16,7 +16,7 @@ from dcube.config import DataConfig
 from dcube.data.cache import THREADS, contents, default_cache, remove_abandoned, tell_readable
 from dcube.data.decode import Look, Normalisation, edges, is_colour, look, survey
 from dcube.data.records import ImageSet, Record
-from dcube.data.seen import mark, marks_of, written
+from dcube.data.seen import flags, mark, marks_of, mask, written
 from dcube.data.twins import joined_groups, twins_of
 from dcube.errors import InputError
 from dcube.files import digest, read_json, write_json, write_text
@@ -49,6 +49,8 @@ class Store:
         self.pixels = _mapped(directory, self.normalisation, len(rows))
         self.sides: list[int] | None = meta.get("sides")  # percentiles 0.5 and 99.5 of the files; None: an older store
         self.marks = marks_of(meta["marks"]) if "marks" in meta else None  # [N] uint64, of what was read
+        deep = meta.get("deep")  # more than 8 bits per value; None: an older store, which did not tell
+        self.deep = None if deep is None else flags(deep, len(rows))  # [N] bool
         self.twins: list[list[int]] | None = meta.get("twins")  # None: made before they were looked for
         self.groups = joined_groups([row["group"] for row in rows], self.twins or [], self.given_splits)
 
@@ -179,10 +181,12 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     while True:
         looks = _looks(images, sorted(chosen))
         normalisation = survey(looks, config.size, config.channels, config.aspect, config.window)
-        surprise, kept, broken, facts = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
-        if surprise is None:
+        surprises, kept, broken, facts = _write_pixels(images, normalisation, config, work / _PIXEL_FILE, progress)
+        if not surprises:
             break
-        chosen.add(surprise)  # a colour or 16-bit image that the survey had not met: at most twice
+        # colour or 16-bit images of a kind that the survey had not met: at most twice
+        spread = np.linspace(0, len(surprises) - 1, min(_SURVEY, len(surprises))).astype(int)
+        chosen |= {surprises[place] for place in spread}
     _check_broken(images, kept, broken, config.max_broken)
     if config.window and normalisation.bits == 8:
         raise InputError("data.window is for values of more than 8 bits, and these images have 8; leave it out.")
@@ -196,8 +200,8 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     write_json(work / STORE_FILE, {
         "format": _FORMAT, "key": key, "name": images.name, "images": len(rows), "classes": images.classes,
         "normalisation": normalisation.to_dict(), "broken": broken, "twins": twins,
-        "sides": np.percentile([side for side, _ in facts], [0.5, 99.5]).astype(int).tolist(),
-        "marks": written([number for _, number in facts]),
+        "sides": np.percentile([side for side, _, _ in facts], [0.5, 99.5]).astype(int).tolist(),
+        "marks": written([number for _, number, _ in facts]), "deep": mask(np.array([deep for *_, deep in facts])),
     })  # fmt: skip
 
 
@@ -214,33 +218,36 @@ def _looks(images: ImageSet, indices: list[int]) -> list[Look]:
 
 def _write_pixels(
     images: ImageSet, normalisation: Normalisation, config: DataConfig, path: Path, progress: Progress | None
-) -> tuple[int | None, list[int], list[dict[str, str]], list[tuple[int, int]]]:
-    """Stream all images into one file. Returns (index of an image that does not fit the survey, kept, broken, longer
-    side in pixels and mark of every kept one).
+) -> tuple[list[int], list[int], list[dict[str, str]], list[tuple[int, int, bool]]]:
+    """Stream all images into one file. Returns (indices of images that do not fit the survey: after the first nothing
+    more is written; kept, broken; longer side in pixels, mark and depth above 8 bits of every kept one).
     """
     may_widen = config.channels == "auto" and normalisation.channels == 1
 
-    def convert(record: Record) -> tuple[np.ndarray, tuple[int, int]] | str | None:
+    def convert(record: Record) -> tuple[np.ndarray, tuple[int, int, bool]] | str | None:
         try:
             raw = images.read(record)
         except InputError as error:
             return str(error).removeprefix(f"{images.root / record.path}: " if images.root else "")
-        grown = (raw.dtype != np.uint8 and normalisation.bits == 8) or (may_widen and is_colour(raw))
-        return None if grown else (normalisation.apply(raw), (max(raw.shape[:2]), mark(raw)))
+        deep = raw.dtype != np.uint8
+        if (deep and normalisation.bits == 8) or (may_widen and is_colour(raw)):
+            return None
+        return normalisation.apply(raw), (max(raw.shape[:2]), mark(raw), deep)
 
+    surprises: list[int] = []
     kept: list[int] = []
     broken: list[dict[str, str]] = []
-    facts: list[tuple[int, int]] = []
+    facts: list[tuple[int, int, bool]] = []
     chunk = 16 * THREADS  # decoded images that may wait for their turn to be written
     with open(path, "wb") as handle, ThreadPoolExecutor(THREADS) as pool:
         for start in range(0, len(images.records), chunk):
             part = images.records[start : start + chunk]
             for index, result in enumerate(pool.map(convert, part), start):
                 if result is None:
-                    return index, [], [], []
-                if isinstance(result, str):
+                    surprises.append(index)
+                elif isinstance(result, str):
                     broken.append({"path": images.records[index].path, "reason": result})
-                else:
+                elif not surprises:
                     handle.write(result[0].tobytes())
                     kept.append(index)
                     facts.append(result[1])
@@ -248,7 +255,7 @@ def _write_pixels(
                     progress(index + 1, len(images.records))
         handle.flush()
         os.fsync(handle.fileno())
-    return None, kept, broken, facts
+    return surprises, kept, broken, facts
 
 
 def _check_broken(images: ImageSet, kept: list[int], broken: list[dict[str, str]], max_broken: float) -> None:

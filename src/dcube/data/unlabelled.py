@@ -8,8 +8,9 @@ import numpy as np
 
 from dcube.data.dataset import ImageData
 from dcube.data.folders import list_folder
+from dcube.data.manifest import read_rows
 from dcube.data.records import ImageSet, Record
-from dcube.data.sources import from_files, from_table, manifest_of, open_images, read_rows, refuse_mixture
+from dcube.data.sources import from_files, from_table, manifest_of, open_images, refuse_mixture
 from dcube.data.store import STORE_FILE, Store
 from dcube.errors import InputError
 

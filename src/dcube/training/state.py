@@ -108,6 +108,15 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     return tensors, {name: json.loads(text) for name, text in texts.items()}
 
 
+def load_metadata(path: Path) -> dict[str, Any]:
+    """The metadata alone; DCubeError where the file cannot be read."""
+    try:
+        with safe_open(path, "pt") as handle:
+            return {name: json.loads(text) for name, text in (handle.metadata() or {}).items()}
+    except Exception as error:
+        raise DCubeError(unreadable(path, error)) from error
+
+
 def unreadable(path: Path, error: Exception) -> str:
     """What is said of damaged weights."""
     return f"The weights {path} cannot be read ({error}); remove the file and repeat the command that made it."
