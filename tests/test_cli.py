@@ -107,11 +107,12 @@ def test_fit_passes_every_option_on(fake_api: SimpleNamespace, tmp_path: Path) -
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     fake_api.fit = lambda *args, **kwargs: calls.append((args, kwargs))
     values = ("--recipe", "demo", "--set", "a.b=1", "--set", "c=2", "--seed", 3, "--device", "cpu", "--folds", 4)
-    flags = ("--max-minutes", 5, "--no-test", "--dry-run", "--restart", "--again")
+    flags = ("--max-minutes", 5, "--no-test", "--dry-run", "--restart", "--again", "--unlabelled", "more")
     result = run("fit", "scans", "--out", tmp_path, *values, *flags)
     assert result.exit_code == 0, result.output
     expected = {"recipe": "demo", "overrides": ["a.b=1", "c=2"], "seed": 3, "device": "cpu", "no_test": True}
     expected |= {"folds": 4, "max_minutes": 5.0, "dry_run": True, "restart": True, "again": True}
+    expected["unlabelled"] = ["more"]
     assert calls == [(("scans", tmp_path), expected)]
 
 
