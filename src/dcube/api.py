@@ -34,11 +34,11 @@ def fit(
     """Diffuse, select, classify, evaluate and report; repeat the call to continue an interrupted run.
 
     data: a class folder, a manifest, a prepared store or `phantom:`; out: the run folder. `unlabelled`: further images;
-    step 1 is then trained on all without labels (OUT/unlabelled) and a tenth as long on `data` with labels. `overrides`
-    are "key.path=value". With `max_minutes` the trainings end early at a step boundary and leave a usable run; a
-    repeated call trains on; the test split waits for the end. `folds`: group cross-validation with pooled predictions,
-    returns None, as `dry_run` does. With `restart` the stages that changed settings or data touch are redone, and
-    everything where nothing changed. Raises InputError in one sentence for whatever is wrong.
+    step 1 is then trained on all without labels (OUT/unlabelled), then with labels on `data` for a tenth of the steps.
+    `overrides` are "key.path=value". With `max_minutes` the trainings end early at a step boundary and leave a usable
+    run; a repeated call trains on; the test split waits for the end. `folds`: group cross-validation with pooled
+    predictions, returns None, as `dry_run` does. With `restart` the stages that changed settings or data touch are
+    redone, and everything where nothing changed. Raises InputError in one sentence for whatever is wrong.
     """
     _refuse_mixture(no_test, again, folds is not None, dry_run or max_minutes is not None)
     from dcube.data.sources import describe
@@ -66,13 +66,17 @@ def fit(
 
         cross_validate(store, str(data), Path(out), settings, folds, restart=restart, remarks=found, first=first)
         return None
-    start = time.monotonic()
+    if first:
+        first.check_sets(restart)
     if restart and not (no_test or again):
-        Run(out).refuse_second_look(settings, store.key)
-    run = _begun(out, str(data), store, settings, found, first, restart)
+        Run(out).refuse_second_look(settings, store.key, other_start=first is not None and first.differs)
+    start = time.monotonic()
+    run = _begun(out, str(data), store, settings, found, restart)
     with run.locked():
         seconds = None if max_minutes is None else 60 * max_minutes
-        whole = first is None or _without_labels(run, first, start, seconds, restart)
+        if first:
+            start += _without_labels(run, first, start, seconds, restart)
+        whole = first is None or first.has_ended
         if _run_stages(run, start, seconds, no_test, again, whole) and first:
             first.run.ended()
     return load(out, device or settings.runtime.device)
@@ -88,6 +92,8 @@ def _before(
     from dcube.pretraining import FOLDER, Pretraining
 
     more = [str(one) for one in unlabelled]
+    for one in more:
+        refuse_inside(out, one)
     others = [open_unlabelled(one, settings.seed) for one in more]
     return Pretraining([data, *more], [images, *others], settings, Path(out) / FOLDER)
 
@@ -123,19 +129,16 @@ def _check(out: Path, settings: Experiment, folds: int | None, restart: bool, fi
 
 
 def _begun(
-    out: str | Path, data: str, store: "Store", settings: Experiment, remarks: list[str], first: "Pretraining | None",
-    restart: bool,
+    out: str | Path, data: str, store: "Store", settings: Experiment, remarks: list[str], restart: bool
 ) -> Run:  # fmt: skip
     """The run folder with its split.csv: the splits the data bring, or made by group, written once. InputError before
-    anything is there where the images cannot be split, or sets do not go together.
+    anything is there where the images cannot be split.
     """
     from dcube.data.folds import splits_of
     from dcube.tables import write_split
     from dcube.training.runtime import pick_device
 
     splits = splits_of(store, settings.data, settings.seed)
-    if first:
-        first.check_sets()
     run = Run.create_or_open(
         out, settings, store=store.directory, store_key=store.key, data_name=data, broken=store.broken,
         remarks=remarks, device=str(pick_device(settings.runtime.device)), restart=restart,
@@ -146,10 +149,12 @@ def _begun(
     return run
 
 
-def _without_labels(run: Run, first: "Pretraining", start: float, seconds: float | None, restart: bool) -> bool:
-    """The part of step 1 that needs no labels, and whether it has ended. A finished run does not miss its weights."""
-    if run.is_trained and not first.weights.is_file():
-        return True
+def _without_labels(run: Run, first: "Pretraining", start: float, seconds: float | None, restart: bool) -> float:
+    """The part of step 1 that needs no labels; returns the seconds that probes took. A finished run does not miss its
+    weights.
+    """
+    if run.is_trained and not restart and not first.weights.is_file():
+        return 0.0
     return first.train(None if seconds is None else start + UNLABELLED_SHARE * STEP1_SHARE * seconds, restart)
 
 

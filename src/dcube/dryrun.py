@@ -42,8 +42,8 @@ def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | No
     for name in images.classes:
         lines.append(f"  {name}: " + ", ".join(f"{counts[name, split]} {split}" for split in ("train", "val", "test")))
     train = int((splits == "train").sum())
-    size = settings.data.size
-    lines.append(f"store: {len(labels) * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
+    size, held = settings.data.size, sum(len(one.records) for one in (first.images if first else [images]))
+    lines.append(f"store: {held * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
     diffusion, step1 = _time_step1(settings, channels, len(images.classes))
     step2, cache = _time_step2(settings, diffusion, len(images.classes), train)
     trainings = [
@@ -54,7 +54,7 @@ def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | No
         more = train + sum(len(one.records) for one in first.images[1:])
         alone = step1 + _teacher_share(first.settings, channels, more)
         optimizer = first.settings.diffusion.optimizer
-        trainings.insert(0, (f"step 1 without labels, {more} images", alone, optimizer, more))
+        trainings.insert(0, (f"step 1 without labels, up to {more} images", alone, optimizer, more))
     for title, seconds, optimizer, count in trainings:
         steps = optimizer.total_steps(count)
         lines.append(f"{title}: {steps} steps of {seconds:.2f} s, at least {steps * seconds / 60:.0f} minutes")

@@ -19,7 +19,7 @@ from dcube.classifier.model import Predictor
 from dcube.data.decode import Normalisation, read_image
 from dcube.errors import InputError
 from dcube.external import CHUNK, predict_stored, unlike_training
-from dcube.files import write_json
+from dcube.files import read_json, write_json
 from dcube.progress import progress
 from dcube.samples import save
 from dcube.training.order import numpy_rng
@@ -178,10 +178,9 @@ def _record(file: Path, rows: list[dict[str, Any]]) -> Iterator[Callable[[], Non
 
 
 def _remove_earlier(out: Path) -> None:
-    """Pictures beside an earlier record, which would be taken for those of the new one."""
-    if (out / RECORD).is_file():
-        for picture in out.glob("[0-9][0-9][0-9][0-9]*-*.png"):
-            picture.unlink()
+    """The pictures of an earlier record, which would be taken for those of the new one."""
+    for row in read_json(out / RECORD) if (out / RECORD).is_file() else ():
+        (out / Path(row["picture"]).name).unlink(missing_ok=True)
 
 
 def _check_folder(out: Path) -> None:

@@ -236,14 +236,15 @@ def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str)
     if unknown := sorted(set(images.classes) - set(predictor.classes)):
         known = ", ".join(predictor.classes)
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
-    own = marks_of(load_metadata(run.diffusion / "model.safetensors").get("seen", {}).get(CONTENT, "")).tolist()
+    seen = load_metadata(run.diffusion / "model.safetensors").get("seen", {})
+    own = set(marks_of(seen.get(CONTENT, "")).tolist())
     with suppress(InputError):  # the prepared images need not be there
         marks = Store.open(run.store()).marks
-        own += [] if marks is None else marks.tolist()
+        own |= set() if marks is None else set(marks.tolist())
     if images.prepared is not None and (marks := Store.open(images.prepared).marks) is not None:
         pairs = zip(images.records, marks.tolist(), strict=True)  # of the files; here are prepared pixels
         _refuse_known([record.path for record, number in pairs if number and number in own], images, data)
-    return set(own) - {0}
+    return own - {0}
 
 
 def _refuse_known(known: Sequence[str], images: ImageSet, data: str) -> None:

@@ -75,10 +75,11 @@ def refuse_inside(out: str | Path, data: str) -> None:
 def opened(data: str, settings: Experiment, labels: bool = True) -> "ImageSet":
     """The table of images, checked as far as that goes without decoding; `labels`: they must have some."""
     from dcube.data.sources import open_images
-    from dcube.data.unlabelled import open_unlabelled
+    from dcube.data.unlabelled import UNLABELLED, open_unlabelled
 
     images = open_images(data, settings.seed) if labels else open_unlabelled(data, settings.seed)
-    check_left_out(settings, images.classes)
+    if images.classes != [UNLABELLED]:
+        check_left_out(settings, images.classes)
     return images
 
 

@@ -58,7 +58,8 @@ def pretrain(
     for one in whole.images:
         print(describe(one))
     begin = time.monotonic()
-    if whole.train(None if max_minutes is None else begin + 60 * max_minutes, restart):
+    whole.train(None if max_minutes is None else begin + 60 * max_minutes, restart)
+    if whole.has_ended:
         whole.run.ended()
     return whole.weights
 
@@ -103,15 +104,30 @@ class Pretraining:
         if not (self.run.diffusion / "init.json").is_file():
             check_initial_weights(self.settings)
 
-    def check_sets(self) -> None:
-        """InputError where the sets do not go together; prepares their images."""
+    def check_sets(self, restart: bool) -> None:
+        """InputError where the sets do not go together, or without `restart` are others than before; prepares them."""
         _ = self.joint
+        if not restart:
+            self.run.refuse_other_data(self.key, ", ".join(self.data))
+
+    @property
+    def differs(self) -> bool:
+        """Whether its folder holds one with other settings or images."""
+        return self.run.experiment.is_file() and self.run.differs(self.settings, self.key)
+
+    @property
+    def key(self) -> str:
+        """Of all its images."""
+        return digest([store.key for store in self.stores.values()])
 
     @cached_property
     def stores(self) -> "dict[str, Store]":
         """The prepared images by the name of their set; InputError for one that is given twice."""
-        named = zip(set_names(self.data), self.images, strict=True)
-        stores = {name: store_of(one, self.settings) for name, one in named}
+        held, names = [store_of(one, self.settings) for one in self.images], set_names(self.data)
+        known = self.run.sets
+        if [one["key"] for one in known] == [store.key for store in held]:  # whatever the folders are called by now
+            names = [one["name"] for one in known]
+        stores = dict(zip(names, held, strict=True))
         first: dict[str, str] = {}
         for name, store in stores.items():
             if (other := first.setdefault(store.key, name)) != name:
@@ -130,18 +146,23 @@ class Pretraining:
         parts = [ImageData(store, part) for store, part in zip(self.stores.values(), splits, strict=True)]
         return JointData(list(self.stores), without_held_out(list(self.stores), parts))
 
-    def train(self, deadline: float | None = None, restart: bool = False) -> bool:
-        """Begin or go on until the end, or the deadline (of `time.monotonic`); returns whether it has ended."""
+    def train(self, deadline: float | None = None, restart: bool = False) -> float:
+        """Begin or go on until the end, or the deadline (of `time.monotonic`); returns the seconds that probes took."""
         stores, joint = self.stores, self.joint
         run = Run.create_or_open(
             self.out, self.settings, store=joint.parts[0].store.directory,
-            store_key=digest([s.key for s in stores.values()]), data_name=", ".join(self.data),
+            store_key=self.key, data_name=", ".join(self.data),
             device=str(pick_device(self.settings.runtime.device)), restart=restart,
             broken=[row for store in stores.values() for row in store.broken],
             sets=[{"name": n, "key": s.key, "store": str(s.directory.resolve())} for n, s in stores.items()],
         )  # fmt: skip
         with run.locked():
             write_split(run.split, joint, joint.splits)
-            stages.diffuse(run, deadline)
+            paused = stages.diffuse(run, deadline)
             stages.report(run)
-        return run.has_done("diffuse")
+        return paused
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it came to its end."""
+        return self.run.has_done("diffuse")

@@ -89,12 +89,7 @@ class Run:
             elif run.experiment.is_file():
                 run.refuse_changes(settings)
                 settings = run.settings().model_copy(update={"runtime": settings.runtime})  # what is idle stays too
-            if run.data.is_file() and (old := read_json(run.data))["key"] != store_key:
-                one = f"the data '{old['name']}'" if old["name"] != data_name else f"'{data_name}' as it was then"
-                raise InputError(
-                    f"{path} belongs to {one} (key {old['key']}), not to '{data_name}'"
-                    f" (key {store_key}); give another --out, or --restart to use it for these."
-                )
+            run.refuse_other_data(store_key, data_name)
             write_text(run.experiment, yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False))
             place = str(Path(store).resolve())
             data = {"name": data_name, "key": store_key, "store": place, "broken": broken or [], "remarks": [*remarks]}
@@ -110,12 +105,22 @@ class Run:
                 " give another --out, or --restart to redo the stages that they change."
             )
 
+    def refuse_other_data(self, store_key: str, data_name: str) -> None:
+        """InputError that names both, where this run was made of other images."""
+        if self.data.is_file() and (old := read_json(self.data))["key"] != store_key:
+            one = f"the data '{old['name']}'" if old["name"] != data_name else f"'{data_name}' as it was then"
+            raise InputError(
+                f"{self.path} belongs to {one} (key {old['key']}), not to '{data_name}' (key {store_key}); give another"
+                " --out, or --restart to use it for these."
+            )
+
     def refuse_folder(self) -> None:
         """InputError where the path is a file, or a folder that holds something else than a run."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is a file; a run needs a folder.")
         if self.path.is_dir() and not self.experiment.is_file():
-            known = {name for names in OUTPUTS.values() for name in names} | {"data", "split.csv", "environment.json"}
+            known = {name for names in OUTPUTS.values() for name in names}
+            known |= {"data", "split.csv", "environment.json", "unlabelled"}
             if other := sorted(p.name for p in self.path.iterdir() if p.name[0] != "." and p.name not in known):
                 raise InputError(
                     f"{self.path} is not a run folder and holds other files ({', '.join(other[:3])});"
@@ -129,7 +134,7 @@ class Run:
         The count of its test evaluations stays.
         """
         known, begun = self.experiment.is_file(), self._read_stamps().get("restarted")
-        if known and not begun and not self._differs(settings, store_key):
+        if known and not begun and not self.differs(settings, store_key):
             for stage in reversed(OUTPUTS):
                 self.clear(stage)
         write_json(self._stamps, self._read_stamps() | {"restarted": True})
@@ -140,7 +145,8 @@ class Run:
         same_runtime = settings.model_copy(update={"runtime": self.settings().runtime})
         return changed_settings(self.settings(), same_runtime)
 
-    def _differs(self, settings: Experiment, store_key: str) -> bool:
+    def differs(self, settings: Experiment, store_key: str) -> bool:
+        """Whether it was made with other settings or data."""
         return bool(self._changes(settings)) or (self.data.is_file() and self.store_key() != store_key)
 
     def locked(self) -> AbstractContextManager[None]:
@@ -248,10 +254,11 @@ class Run:
         """How often the test split has been looked at, over clearing and restarting."""
         return len(self._read_stamps()["test_evaluations"])
 
-    def refuse_second_look(self, settings: Experiment, store_key: str) -> None:
-        """InputError, before anything is trained, where other settings or data would be tested after the test split
-        was seen."""
-        if self.test_evaluations and self.experiment.is_file() and self._differs(settings, store_key):
+    def refuse_second_look(self, settings: Experiment, store_key: str, other_start: bool = False) -> None:
+        """InputError, before anything is trained, where other settings or data, or what begins otherwise
+        (`other_start`), would be tested after the test split was seen."""
+        known = self.test_evaluations and self.experiment.is_file()
+        if known and (other_start or self.differs(settings, store_key)):
             raise InputError(self._was_seen())
 
     def _was_seen(self) -> str:

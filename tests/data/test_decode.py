@@ -111,8 +111,11 @@ def test_every_rotation_of_every_kind(tmp_path: Path, kind: str, orientation: in
     np.testing.assert_array_equal(read_image(path), turned[orientation])
 
 
-@pytest.mark.parametrize("pixels", [GREY, DEEP, DEEP.astype(np.float32)], ids=["8", "16", "float"])
-def test_negatives_are_turned(tmp_path: Path, pixels: np.ndarray) -> None:
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int16, np.uint32, np.int32, np.float32])
+def test_negatives_are_turned(tmp_path: Path, kind: type) -> None:
+    pixels = GREY.astype(kind) if kind is np.uint8 else (DEEP // 16).astype(kind)
+    if kind is np.int16:
+        pixels[:5] = -32768  # what scanners pad with
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="miniswhite")
     found = read_image(tmp_path / "a.tif").astype(np.float64)
     assert np.corrcoef(found.ravel(), pixels.ravel())[0, 1] == pytest.approx(-1)

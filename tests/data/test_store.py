@@ -140,6 +140,15 @@ def test_the_range_is_of_all_deep_images_that_a_survey_misses(tmp_path: Path) ->
     assert store.deep is not None and np.flatnonzero(store.deep).tolist() == late
 
 
+def test_a_cached_store_of_an_older_decoder_is_built_again(folder: Path, tmp_path: Path) -> None:
+    images = open_images(str(folder))
+    store = cached_store(images, CONFIG, tmp_path)
+    file = store.directory / "store.json"
+    file.write_text(file.read_text().replace('"decoder": 2', '"decoder": 1'))
+    again = cached_store(images, CONFIG, tmp_path)
+    assert (again.decoder, again.key) == (2, store.key) and '"decoder": 2' in file.read_text()
+
+
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
     peaks = []
     for count in (300, 1500):

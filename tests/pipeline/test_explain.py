@@ -40,10 +40,11 @@ def test_earlier_pictures_make_way_and_odd_images_are_told(fitted: Path, tmp_pat
     plain, odd = json.loads((out / "explanations.json").read_text())
     assert "16 bits per value" in odd["warning"] and "bits" not in plain["warning"]
     assert (out / odd["picture"]).is_file() and odd["picture"].startswith("0002-xxx")
+    write_image(out / "0003-not-ours.png", 3)
     result = done("explain", fitted, deep, "--out", out, "--grid", 2)
     assert f"{deep}: 16 bits per value" in result.stderr
     [row] = json.loads((out / "explanations.json").read_text())
-    assert [path.name for path in out.glob("*.png")] == [row["picture"]]
+    assert {path.name for path in out.glob("*.png")} == {row["picture"], "0003-not-ours.png"}
 
 
 def test_of_another_class(fitted: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`dcube fit DATA --unlabelled MORE`: images without labels help step 1, in one command that resumes as any other."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_fit import child, contents, done, metrics, refused, table, write_image, write_scans
+from tiny_fit import child, contents, done, metrics, refused, table, write_image, write_manifest, write_scans
 
 from dcube.data.seen import CONTENT, marks_of
 from dcube.diffusion.warmstart import labelled_phase
@@ -103,7 +104,9 @@ def test_a_finished_run_may_be_moved_and_lose_what_it_began_with(
     before = contents(tmp_path / "moved")
     done(*fit)
     Path("moved", FIRST).unlink()
+    renamed = Path(shutil.copytree(pile, tmp_path / "renamed"))
     done(*fit)
+    done("fit", scans, "--unlabelled", renamed, *fit[4:])
     after = contents(tmp_path / "moved")
     kept = [name for name in before if name.endswith((".safetensors", ".csv", ".yaml"))]
     assert [name for name in kept if before[name] != after.get(name)] == [FIRST]
@@ -118,6 +121,38 @@ def test_the_test_split_waits_for_both_parts_of_step_1(scans: Path, pile: Path, 
     assert metrics(tmp_path / "run")["test_evaluations"] == 1
 
 
+def test_other_names_of_the_same_images_change_nothing(
+    fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out, renamed = (Path(shutil.copytree(one, tmp_path / name)) for one, name in ((fitted, "run"), (pile, "renamed")))
+    before = contents(out)
+    done("fit", scans, "--unlabelled", renamed, "--out", out, "--recipe", recipe)
+    after = contents(out)
+    assert not [name for name in before if name.endswith((".safetensors", ".csv")) and before[name] != after[name]]
+
+
+def test_a_restart_that_needs_what_was_deleted_makes_it_again(
+    fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(fitted, tmp_path / "run"))
+    (out / FIRST).unlink()
+    fit = ("fit", scans, "--unlabelled", pile, "--out", out, "--recipe", recipe, "--no-test", "--restart")
+    done(*fit, "--set", "diffusion.optimizer.lr=2e-3")
+    assert not equal(out / FIRST, fitted / FIRST) and not equal(out / WEIGHTS, fitted / WEIGHTS)
+
+
+def test_a_prepared_set_that_cannot_be_known_again_is_refused(
+    scans: Path, pile: Path, recipe: Path, tmp_path: Path
+) -> None:
+    done("prepare", scans, "--out", tmp_path / "store", "--recipe", recipe)
+    file = tmp_path / "store/store.json"
+    held = json.loads(file.read_text())
+    del held["marks"]
+    file.write_text(json.dumps(held))
+    fit = ("fit", tmp_path / "store", "--unlabelled", pile, "--out", tmp_path / "run", "--recipe", recipe)
+    assert "store was prepared by an older version" in refused(*fit)
+
+
 def test_another_pile_is_refused_and_restarts(
     fitted: Path, scans: Path, pile: Path, recipe: Path, tmp_path: Path
 ) -> None:
@@ -128,6 +163,8 @@ def test_another_pile_is_refused_and_restarts(
     before = contents(out)
     assert "unlabelled belongs to the data" in refused(*fit)
     assert contents(out)[WEIGHTS] == before[WEIGHTS]
+    assert "already evaluated" in refused(*fit, "--restart")
+    assert {k: v for k, v in contents(out).items() if k[0] != "."} == {k: v for k, v in before.items() if k[0] != "."}
     done(*fit, "--restart", "--no-test")
     done("fit", scans, "--unlabelled", more, "--out", tmp_path / "fresh", "--recipe", recipe, "--no-test")
     assert equal(out / WEIGHTS, tmp_path / "fresh" / WEIGHTS) and not equal(out / WEIGHTS, fitted / WEIGHTS)
@@ -138,15 +175,21 @@ def test_another_pile_is_refused_and_restarts(
     assert (out / FIRST).stat().st_mtime_ns != stamp, "nothing changed: everything anew"
 
 
-def test_each_fold_begins_without_its_own_images(scans: Path, pile: Path, recipe: Path, tmp_path: Path) -> None:
-    fit = ("fit", scans, "--unlabelled", pile, "--out", tmp_path / "run", "--recipe", recipe, "--folds", 2)
+def test_each_fold_begins_without_its_own_images(recipe: Path, tmp_path: Path) -> None:
+    """And without those of the test split that the data bring, which folds leave closed."""
+    scans = write_manifest(tmp_path / "scans", 10)
+    for number, image in enumerate(sorted(scans.rglob("*.png"))):
+        (tmp_path / "pile").mkdir(exist_ok=True)
+        shutil.copy(image, tmp_path / f"pile/{number}.png")
+    fit = ("fit", scans, "--unlabelled", tmp_path / "pile", "--out", tmp_path / "run", "--recipe", recipe, "--folds", 2)
     done(*fit)
     for fold in (0, 1):
         here = tmp_path / f"run/fold-{fold}"
         data, (_, about) = open_data(Run.open(here)), load_weights(here / FIRST)
         assert data.store.marks is not None
         held = data.store.marks[data.splits != "train"].tolist()
-        assert held and not set(held) & set(marks_of(about["seen"][CONTENT]).tolist())
+        assert sum(split == "test" for split in data.store.given_splits) == 4 and "" in data.splits
+        assert len(held) > 4 and not set(held) & set(marks_of(about["seen"][CONTENT]).tolist())
     assert metrics(tmp_path / "run")["folds"] == 2
     before = contents(tmp_path / "run")
     done(*fit)
@@ -160,19 +203,21 @@ def test_what_a_fit_with_images_without_labels_refuses(
     fit = ("fit", scans, "--out", tmp_path / "run", "--recipe", recipe)
     assert "no folder or file" in refused(*fit, "--unlabelled", tmp_path / "none")
     assert "are the same images" in refused(*fit, "--unlabelled", scans)
-    assert not (tmp_path / "run/diffusion").exists()
+    assert not (tmp_path / "run").exists()
+    assert "lies inside the images' folder" in refused("fit", scans, "--unlabelled", pile, "--out", pile / "run")
     again = ("fit", scans, "--out", tmp_path / "new", "--recipe", fitted / "experiment.yaml")
     assert "is what `dcube fit --unlabelled` makes" in refused(*again)
     assert "is what `dcube fit --unlabelled` makes" in refused(*again, "--unlabelled", pile)
     dry = done(*fit, "--unlabelled", pile, "--dry-run").stdout
-    assert "step 1 without labels, 38 images: 6 steps" in dry and "step 1 (diffusion): 1 steps" in dry
+    assert "step 1 without labels, up to 38 images: 6 steps" in dry and "step 1 (diffusion): 1 steps" in dry
 
 
 def test_a_set_without_labels_is_prepared_and_audited_as_any_other(
     pile: Path, scans: Path, recipe: Path, tmp_path: Path
 ) -> None:
     shutil.copy(pile / "new-0.png", shutil.copytree(pile, tmp_path / "pile") / "again.png")
-    assert "29 images" in done("prepare", tmp_path / "pile", "--out", tmp_path / "store", "--recipe", recipe).stdout
+    prepare = ("prepare", tmp_path / "pile", "--out", tmp_path / "store", "--recipe", recipe)
+    assert "29 images" in done(*prepare, "--set", "evaluation.without=[[benign]]").stdout
     audit = done("audit", tmp_path / "pile", "--recipe", recipe).stdout
     assert "again.png" in audit and "Too few groups or classes" in audit
     fit = ("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, "--no-test", "--max-minutes", 0)

@@ -98,7 +98,9 @@ def _positive(pixels: np.ndarray, negative: bool) -> np.ndarray:
     """Deep pixels with black at the lowest value; negative: white is there (MINISWHITE), as in scans of film."""
     if not negative:
         return pixels
-    return np.iinfo(pixels.dtype).max - pixels if pixels.dtype.kind == "u" else -pixels
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize <= 2:
+        return np.iinfo(pixels.dtype).max - pixels
+    return -pixels.astype(np.float64)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -24,6 +24,7 @@ from dcube.files import digest, read_json, write_json, write_text
 STORE_FILE = "store.json"
 _TABLE_FILE, _PIXEL_FILE = "table.csv", "pixels.bin"
 _FORMAT = 1  # raised when stored pixels change their meaning: older stores are then built again
+_DECODER = 2  # raised when some files are read otherwise: a cached store of an older one is built again
 _SURVEY = 256  # images that range and channels are chosen from
 Progress = Callable[[int, int], None]
 
@@ -36,6 +37,7 @@ class Store:
         meta = read_json(directory / STORE_FILE)
         self.directory = directory
         self.key: str = meta["key"]
+        self.decoder: int = meta.get("decoder", 1)
         self.name: str = meta["name"]
         self.classes: list[str] = meta["classes"]
         self.broken: list[dict[str, str]] = meta["broken"]
@@ -117,8 +119,10 @@ def cached_store(
     remove_abandoned(directory.parent)
     if (directory / STORE_FILE).is_file():
         store = Store.open(directory)
-        tell_readable(images, store.broken, directory)
-        return store
+        if images.root is None or store.decoder == _DECODER:
+            tell_readable(images, store.broken, directory)
+            return store
+        shutil.rmtree(directory)
     return _build(images, config, directory, key, progress)
 
 
@@ -198,7 +202,8 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     write_text(work / _TABLE_FILE, text.getvalue())
     twins = twins_of(_mapped(work, normalisation, len(rows)))
     write_json(work / STORE_FILE, {
-        "format": _FORMAT, "key": key, "name": images.name, "images": len(rows), "classes": images.classes,
+        "format": _FORMAT, "decoder": _DECODER, "key": key, "name": images.name, "images": len(rows),
+        "classes": images.classes,
         "normalisation": normalisation.to_dict(), "broken": broken, "twins": twins,
         "sides": np.percentile([side for side, _, _ in facts], [0.5, 99.5]).astype(int).tolist(),
         "marks": written([number for _, number, _ in facts]), "deep": mask(np.array([deep for *_, deep in facts])),

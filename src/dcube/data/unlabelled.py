@@ -69,9 +69,15 @@ def unlabelled_splits(store: Store) -> np.ndarray:
 def without_held_out(names: Sequence[str], parts: Sequence[ImageData]) -> list[ImageData]:
     """The same sets, in which no image is for training whose group has one that is for validation or test in another:
     such rows are in no split, and their number is said. Images are known by what was read: one that was written anew in
-    another way is not.
+    another way is not. InputError for a prepared set of an older version, which does not tell.
     """
     found = []
+    for name, part in zip(names, parts, strict=True):
+        if part.store.marks is None and len(parts) > 1:
+            raise InputError(
+                f"{name} was prepared by an older version, and its images cannot be known again in another set; prepare"
+                " it anew."
+            )
     for name, part in zip(names, parts, strict=True):
         elsewhere = held_out([other for other in parts if other is not part])
         groups, known = np.array(part.groups), np.zeros(len(part.splits), bool)
@@ -84,7 +90,7 @@ def without_held_out(names: Sequence[str], parts: Sequence[ImageData]) -> list[I
 
 
 def held_out(parts: Sequence[ImageData]) -> np.ndarray:
-    """Marks of the validation and test images of several sets."""
-    marks = [part.store.marks[np.isin(part.splits, ("val", "test"))] for part in parts if part.store.marks is not None]
+    """Marks of the images of several sets that are not for training: validation, test, and what folds leave closed."""
+    marks = [part.store.marks[part.splits != "train"] for part in parts if part.store.marks is not None]
     found = np.concatenate(marks) if marks else np.zeros(0, np.uint64)
     return np.setdiff1d(found, np.uint64(0))

@@ -10,11 +10,13 @@ from dcube.errors import InputError
 from dcube.training.state import load_weights
 
 TABLE = "labels.weight"
-LABELLED = 0.1  # of the steps without labels, the steps with labels that follow
+LABELLED = 0.1  # of the steps (or epochs) without labels, those with labels that follow
 
 
 def labelled_phase(config: DiffusionConfig, weights: str) -> DiffusionConfig:
-    """The step 1 that follows one without labels: from its `weights`, a LABELLED part as long, at full size."""
+    """The step 1 that follows one without labels: from its `weights`, for a LABELLED part of its steps or epochs, at
+    full size.
+    """
     given = config.optimizer
     length: dict[str, float]
     if given.steps is not None:
