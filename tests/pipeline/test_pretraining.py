@@ -1,16 +1,13 @@
 """`dcube diffuse DATA1 DATA2 --out RUN`: step 1 without labels on several sets, and runs that begin with it."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_fit import PHANTOM, child, cli, contents, done, refused, table, write_image, write_scans
+from tiny_fit import PHANTOM, cli, contents, done, killed_at, refused, table, write_image, write_scans
 
 from dcube.data.store import Store
 from dcube.experiments.live_probe import LiveProbe, default_blocks
@@ -168,17 +165,7 @@ def test_killed_and_repeated_it_equals_an_uninterrupted_one(
     done("diffuse", *sets, "--out", tmp_path / "whole", *long)
     out, kills = tmp_path / "pieces", 0
     for step in (3, 17):
-        process = multiprocessing.get_context("fork").Process(
-            target=child, args=(["diffuse", *sets, "--out", str(out), *long],)
-        )
-        process.start()
-        saved = out / "diffusion" / "checkpoint"
-        while process.is_alive() and not any(int(path.name[5:]) >= step for path in checkpoints(saved)):
-            time.sleep(0.002)
-        kills += process.is_alive()
-        if process.pid and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        kills += killed_at(step, out / "diffusion" / "checkpoint", "diffuse", *sets, "--out", out, *long)
     assert kills and not (out / WEIGHTS).exists()
     done("diffuse", *sets, "--out", out, *long)
     (whole, about), (pieces, also) = load_weights(tmp_path / "whole" / WEIGHTS), load_weights(out / WEIGHTS)

@@ -1,23 +1,20 @@
 """`dcube fit DATA --unlabelled MORE`: images without labels help step 1, in one command that resumes as any other."""
 
 import json
-import multiprocessing
 import os
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_fit import child, contents, done, metrics, refused, table, write_image, write_manifest, write_scans
+from tiny_fit import contents, done, killed_at, metrics, refused, table, write_image, write_manifest, write_scans
 
 from dcube.data.seen import CONTENT, marks_of
 from dcube.diffusion.warmstart import labelled_phase
 from dcube.runs import Run
 from dcube.settings import load_experiment
 from dcube.stages import open_data
-from dcube.training.state import checkpoints, load_weights
+from dcube.training.state import load_weights
 
 WEIGHTS = "diffusion/model.safetensors"
 FIRST = f"unlabelled/{WEIGHTS}"
@@ -79,16 +76,7 @@ def test_killed_and_repeated_it_equals_an_uninterrupted_one(
     done("fit", scans, "--unlabelled", pile, "--out", tmp_path / "whole", *long)
     out, kills = tmp_path / "pieces", 0
     for saved, step in ((out / "unlabelled/diffusion/checkpoint", 20), (out / "diffusion/checkpoint", 2)):
-        process = multiprocessing.get_context("fork").Process(
-            target=child, args=(["fit", str(scans), "--unlabelled", str(pile), "--out", str(out), *long],)
-        )
-        process.start()
-        while process.is_alive() and not any(int(path.name[5:]) >= step for path in checkpoints(saved)):
-            time.sleep(0.002)
-        kills += process.is_alive()
-        if process.pid and process.is_alive():
-            os.kill(process.pid, signal.SIGKILL)
-        process.join()
+        kills += killed_at(step, saved, "fit", scans, "--unlabelled", pile, "--out", out, *long)
     assert kills == 2
     done("fit", scans, "--unlabelled", pile, "--out", out, *long)
     for weights in (FIRST, WEIGHTS, "classifier/model.safetensors"):

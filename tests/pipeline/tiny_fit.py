@@ -2,9 +2,13 @@
 
 import csv
 import json
+import multiprocessing
+import os
 import re
+import signal
 import struct
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from dcube.cli import app
+from dcube.training.state import checkpoints
 
 PHANTOM = "phantom:patients=12,slices=2,size=32"
 CLASSES = ("benign", "malignant", "normal")
@@ -69,6 +74,19 @@ def child(arguments: list[str]) -> None:
     """The command line as a process of its own has it; for multiprocessing."""
     sys.argv = ["dcube", *arguments]
     app(arguments)
+
+
+def killed_at(step: int, saved: Path, *arguments: object) -> bool:
+    """`dcube ARGUMENTS` as a process, killed when `saved` holds a checkpoint of that step; whether it still ran."""
+    process = multiprocessing.get_context("fork").Process(target=child, args=([str(one) for one in arguments],))
+    process.start()
+    while process.is_alive() and not any(int(path.name[5:]) >= step for path in checkpoints(saved)):
+        time.sleep(0.002)
+    alive = process.is_alive()
+    if process.pid and alive:
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return alive
 
 
 def write_image(path: Path, seed: int, level: int = 0, size: int = 24) -> Path:
