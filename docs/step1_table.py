@@ -20,7 +20,7 @@ PAGE, RESULTS = ROOT / "docs" / "step1.md", ROOT / "results" / "step1"
 SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-long"
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
-LABELS_STUDY = ROOT / "results" / "step1-labels"
+LABELS_STUDY, FEWER = ROOT / "results" / "step1-labels", ROOT / "results" / "step1-labels-1000"
 WHOLE, QUARTER, LABELS = SHARES
 SYSTEMS_ALONE, PROBES = tuple(SYSTEMS), tuple(PROBE + what for what in ("pixels", UNTRAINED, TRAINED))
 READ = tuple(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED))
@@ -139,7 +139,8 @@ def fresh(text: str) -> str:
         "long with ImageNet": study(LONG_CNN, (*SHORT, *read_by(SEEN, TWO)), WHOLE),
         "own": study(OWN, (*SYSTEMS_ALONE, *read_by(SEEN, ALL)), WHOLE, QUARTER),
         "own, longer": study(LONG_OWN, own, WHOLE),
-        "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS), "trials": trials(RESULTS),
+        "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS),
+        "fewer passes": study(FEWER, (*PROBES, *READ, *SYSTEMS_ALONE), LABELS), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
         begin, end = f"<!-- {name}: docs/step1_table.py -->", f"<!-- end of {name} -->"
