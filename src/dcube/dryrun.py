@@ -56,8 +56,12 @@ def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | No
         optimizer = first.settings.diffusion.optimizer
         trainings.insert(0, (f"step 1 without labels, up to {more} images", alone, optimizer, more))
     for title, seconds, optimizer, count in trainings:
-        steps = optimizer.total_steps(count)
-        lines.append(f"{title}: {steps} steps of {seconds:.2f} s, at least {steps * seconds / 60:.0f} minutes")
+        steps, together = optimizer.total_steps(count), 2 if title.startswith("step 1") else 1  # pairs
+        passes = steps * optimizer.batch_size * together / count
+        lines.append(
+            f"{title}: {steps} steps of {seconds:.2f} s, at least {steps * seconds / 60:.0f} minutes;"
+            f" each image {passes:.0f} times"
+        )
     parameters = sum(p.numel() for p in diffusion.model.parameters())
     disk = 2 * 16 * parameters / 1e9  # two checkpoints: weights, EMA, two moments
     lines.append(f"diffusion model: {parameters / 1e6:.1f} M parameters, checkpoints {disk:.2f} GB")
