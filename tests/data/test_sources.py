@@ -181,6 +181,9 @@ def test_folders_inside_classes_are_not_guessed_at(folder: Path) -> None:
 def test_images_deeper_inside_a_class_are_not_lost(folder: Path) -> None:
     (folder / "benign/empty/deeper").mkdir(parents=True)
     assert len(open_images(str(folder)).records) == 6
+    for number in range(3):
+        (folder / f"benign/empty/back{number}").symlink_to(folder / "benign/empty")
+    assert len(open_images(str(folder)).records) == 6
     save(folder / "benign/P9/series/0.png")
     with pytest.raises(InputError, match="P9 is a folder of images inside the class folder benign"):
         open_images(str(folder))

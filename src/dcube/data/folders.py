@@ -7,8 +7,6 @@ from dcube.data.decode import SUFFIXES
 from dcube.data.records import Record
 from dcube.errors import InputError
 
-DEPTH = 16  # folders inside each other that are looked into
-
 
 def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[list[Record], int]:
     """The images of class folders below `root`, and how many other files there are. InputError for a class without
@@ -35,10 +33,10 @@ def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[l
     return records, ignored
 
 
-def _holds_images(folder: Path, depth: int = 0) -> bool:
-    """At any depth; a link may lead back."""
+def _holds_images(folder: Path) -> bool:
+    """At any depth, but not below a link, which may lead back."""
     folders, images, _ = list_folder(folder)
-    return bool(images) or (depth < DEPTH and any(_holds_images(inner, depth + 1) for inner in folders))
+    return bool(images) or (not folder.is_symlink() and any(map(_holds_images, folders)))
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path], int]:
@@ -60,7 +58,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path], int]:
 
 def _is_odd(entry: os.DirEntry[str]) -> bool:
     """A pipe, a socket or a device, which nobody can read as a file."""
-    return os.path.exists(entry.path) and not entry.is_file()
+    return not entry.is_file() and os.path.exists(entry.path)  # a link to nothing is read, and named as broken
 
 
 def hidden(name: str) -> bool:
