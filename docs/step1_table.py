@@ -21,7 +21,7 @@ SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-lo
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
 LABELS_STUDY, FEWER = ROOT / "results" / "step1-labels", ROOT / "results" / "step1-labels-1000"
-WHOLE, QUARTER, LABELS = SHARES
+WHOLE, PART, LABELS = SHARES
 SYSTEMS_ALONE, PROBES = tuple(SYSTEMS), tuple(PROBE + what for what in ("pixels", UNTRAINED, TRAINED))
 READ = tuple(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED))
 SHORT = (*PROBES, *READ, PROBE + MIDDLE, PROBE + "cnn" + TEXTURES, *SYSTEMS_ALONE)
@@ -133,11 +133,11 @@ def fresh(text: str) -> str:
     own = (*SYSTEMS_ALONE, *read_by(SEEN, TWO, ALL))
     made_of = {
         "answers": answers(""), "answers, test": answers(", test"),
-        "study": study(RESULTS, ASKED, WHOLE, inside=True), "a quarter": study(RESULTS, ASKED, QUARTER),
+        "study": study(RESULTS, ASKED, WHOLE, inside=True), "a quarter": study(RESULTS, ASKED, PART),
         "scratch": study(SCRATCH, (*SHORT, *read_by(SEEN, ALL)), WHOLE),
         "long": study(LONG, (*SHORT, *read_by(ALL)), WHOLE),
         "long with ImageNet": study(LONG_CNN, (*SHORT, *read_by(SEEN, TWO)), WHOLE),
-        "own": study(OWN, (*SYSTEMS_ALONE, *read_by(SEEN, ALL)), WHOLE, QUARTER),
+        "own": study(OWN, (*SYSTEMS_ALONE, *read_by(SEEN, ALL)), WHOLE, PART),
         "own, longer": study(LONG_OWN, own, WHOLE),
         "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS),
         "fewer passes": study(FEWER, (*PROBES, *READ, *SYSTEMS_ALONE), LABELS), "trials": trials(RESULTS),

@@ -15,7 +15,7 @@ from dcube.data.dataset import ImageData
 from dcube.data.sources import open_images
 from dcube.data.store import Store, cached_store
 from dcube.errors import InputError
-from dcube.experiments.step1 import TRAINED, Unit, study
+from dcube.experiments.step1 import QUARTER, TRAINED, Unit, study
 from dcube.experiments.step1_summary import markdown, summarise
 from dcube.files import atomic_write, file_digest, read_json, write_json, write_text
 from dcube.inputs import check_initial_weights
@@ -41,8 +41,8 @@ def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
 
 def reproduce_step1(
     data: Sequence[str | Path], out: Path, settings: Experiment, *, folds: int = 3, seeds: Sequence[int] = (0, 1),
-    jobs: int = 1, timesteps: tuple[int, ...] = (50,), quarter: bool = True, unlabelled: bool = False,
-    relatives: bool = True, test: bool = False,
+    jobs: int = 1, timesteps: tuple[int, ...] = (50,), whole: bool = True, quarter: bool = True,
+    unlabelled: bool = False, relatives: bool = True, test: bool = False, share: float = QUARTER,
 ) -> dict[str, Any]:  # fmt: skip
     """The study of step 1 on every image set of `data`; continues where it was interrupted.
 
@@ -56,7 +56,7 @@ def reproduce_step1(
     stores = named_stores(data, settings)
     asked = {
         "settings": settings.model_dump(mode="json", exclude={"seed", "runtime"}), "folds": folds,
-        "timesteps": list(timesteps), "data": {name: store.key for name, store in stores.items()},
+        "timesteps": list(timesteps), "share": share, "data": {name: store.key for name, store in stores.items()},
     }  # fmt: skip
     if settings.diffusion.init:
         asked["init"] = _initial(settings, out, stores, test)
@@ -66,8 +66,8 @@ def reproduce_step1(
         before = read_json(out / "plan.json")["data"] if (out / "plan.json").exists() else {}
         write_json(out / "plan.json", asked | {"data": before | {name: store.key for name, store in stores.items()}})
         units = study(
-            stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, quarter=quarter,
-            unlabelled=unlabelled, relatives=relatives, test=test,
+            stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, whole=whole,
+            quarter=quarter, unlabelled=unlabelled, relatives=relatives, test=test, part=share,
         )  # fmt: skip
         return _write(out, asked, units, settings.evaluation.model_dump(include={"bootstrap", "level"}))
 
@@ -75,7 +75,7 @@ def reproduce_step1(
 def _write(out: Path, asked: dict[str, Any], units: Sequence[Unit], how_sure: dict[str, Any]) -> dict[str, Any]:
     summary = summarise(units, **how_sure)
     write_json(out / "step1.json", {"plan": asked, "results": summary})
-    write_text(out / "step1.md", markdown(summary))
+    write_text(out / "step1.md", markdown(summary, asked["share"]))
     write_text(out / "step1.svg", differences_figure(summary))
     for unit in _first_of_each(units):
         for grid in sorted((unit.directory / "step1" / TRAINED / "samples").glob("*.png"))[-1:]:  # of its last step
@@ -121,7 +121,8 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
         raise InputError(f"{out} holds other files; give a new or empty folder as --out.")
     if file.exists():
         held = read_json(file)
-        if any(held.get(k, v if k == "init" else None) != v for k, v in asked.items() if k != "data"):
+        older = {"share": QUARTER, "init": asked.get("init")}  # what a folder of an older version does not say
+        if any((older | held).get(k) != v for k, v in asked.items() if k != "data"):
             raise InputError(f"{out} holds a study with other settings; give another --out, or the same settings.")
         if changed := [name for name, key in asked["data"].items() if held["data"].get(name, key) != key]:
             raise InputError(f"{out} holds a study of other images called '{changed[0]}'; give another --out.")

@@ -70,10 +70,14 @@ def reproduce(
     jobs: Jobs = 1,
     folds: Annotated[int | None, typer.Option(min=2, help="step1: folds by group (3).")] = None,
     timesteps: Annotated[str | None, typer.Option(help="step1: timesteps that a probe may choose from (50).")] = None,
-    quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter of the training part.")] = None,
+    whole: Annotated[bool | None, typer.Option(help="step1: ask with the whole training part.")] = None,
+    quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter (--share) of it.")] = None,
     unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="step1: and with step 1 on all of it, three quarters without labels.")
+        bool, typer.Option("--unlabelled", help="step1: and with step 1 on all of it, the rest without labels.")
     ] = False,
+    share: Annotated[
+        float | None, typer.Option(min=0.01, max=0.99, help="step1: what stays of it in these two (0.25).")
+    ] = None,
     relatives: Annotated[bool | None, typer.Option(help="step1: ask of eq. 4 and its relatives too.")] = None,
     test: Annotated[bool, typer.Option("--test", help="step1: when all folds are done, the test split too.")] = False,
     budget: Budget = None,
@@ -86,8 +90,8 @@ def reproduce(
 ) -> None:
     """A claim as one command: tables and figures with paired intervals. Repeat it to continue."""
     of_step1 = {
-        "--folds": folds, "--timesteps": timesteps, "--quarter": quarter, "--relatives": relatives,
-        "--unlabelled": unlabelled or None, "--test": test or None,
+        "--folds": folds, "--timesteps": timesteps, "--whole": whole, "--quarter": quarter, "--relatives": relatives,
+        "--unlabelled": unlabelled or None, "--share": share, "--test": test or None,
     }  # fmt: skip
     of_tables = {
         "--budget": budget, "--size": size, "--weights": weights, "--no-test": no_test or None, "--again": again or None
@@ -106,13 +110,15 @@ def reproduce(
         )  # fmt: skip
         typer.echo((out / "benchmark.md").read_text(encoding="utf-8"))
         return
+    from dcube.experiments.step1 import QUARTER
     from dcube.reproduce import reproduce_step1, study_settings
 
     steps, repeats = numbers(timesteps or "50", "--timesteps"), numbers(seeds or "0,1", "--seeds")
     settings = study_settings(recipe, set_ or ())
     reproduce_step1(
         data, out, settings, folds=folds or 3, seeds=repeats, jobs=jobs, timesteps=steps,
-        quarter=quarter is not False, unlabelled=unlabelled, relatives=relatives is not False, test=test,
+        whole=whole is not False, quarter=quarter is not False, unlabelled=unlabelled,
+        relatives=relatives is not False, test=test, share=share or QUARTER,
     )  # fmt: skip
     typer.echo((out / "step1.md").read_text(encoding="utf-8"))
 

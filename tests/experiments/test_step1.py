@@ -1,6 +1,7 @@
 """The study of step 1: honest folds, results kept, figures pooled as they say."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from dcube.evaluation.metrics import macro_f1
 from dcube.experiments.step1 import (
     ARMS,
     LABELS,
+    PART,
     PLAIN,
-    QUARTER,
     SHARES,
     SYSTEMS,
     TRAINED,
@@ -56,12 +57,12 @@ def test_folds_hold_each_image_out_once_and_leave_the_test_split_alone(data: Ima
     given = [split == "test" for split in store.given_splits]
     held_out: list[int] = []
     for fold in range(3):
-        part = fold_data(store, 1, 3, fold, quarter=False)
+        part = fold_data(store, 1, 3, fold)
         train, asked = part.indices("train"), part.indices("test")
         assert not {part.groups[i] for i in train} & {part.groups[i] for i in asked}
         assert not any(given[i] for i in (*train, *asked))
         held_out += asked.tolist()
-        small = fold_data(store, 1, 3, fold, quarter=True)
+        small = fold_data(store, 1, 3, fold, part=0.25)
         assert small.indices("test").tolist() == asked.tolist()
         assert set(small.indices("train")) < set(train) and 0.1 < len(small.indices("train")) / len(train) < 0.4
     assert sorted(held_out) == [i for i, test in enumerate(given) if not test]
@@ -209,7 +210,7 @@ def test_step_1_begins_without_labels_where_few_images_have_them(data: ImageData
     out = tmp_path / "study"
     units = [unit for unit in run(data, out, quarter=True, unlabelled=True, relatives=False) if unit.fold == 0]
     few, more = (unit for unit in units if unit.share != WHOLE)
-    assert (few.share, more.share) == (QUARTER, LABELS)
+    assert (few.share, more.share) == (PART, LABELS)
     assert sorted(p.name for p in more.directory.rglob("*.safetensors")) == ["model.safetensors"]
     _, about = load_weights(more.directory / "step1/trained/model.safetensors")
     assert about["classes"] == data.classes and about["seen"] == cell_of(more).unlabelled.seen  # type: ignore[union-attr]
@@ -223,6 +224,22 @@ def test_step_1_begins_without_labels_where_few_images_have_them(data: ImageData
     assert {unit.share for unit in run(data, out, relatives=False)} == {WHOLE, LABELS}, "but not in part"
     summary = summarise(units, bootstrap=100)
     assert list(summary["tiny"]) == [*SHARES] and "the rest without labels" in markdown(summary)
+
+
+def test_a_study_of_another_part_alone(data: ImageData, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    units = run(data, out, whole=False, unlabelled=True, part=0.5)
+    assert {unit.share for unit in units} == {LABELS}
+    halves = [cell_of(unit) for unit in units]
+    quarters = [cell_of(replace(unit, part=0.25)) for unit in units]
+    for half, quarter in zip(halves, quarters, strict=True):
+        assert len(half.data.indices("train")) > 1.5 * len(quarter.data.indices("train"))
+    title = "## Half of the training part, and step 1 on all of it, the rest without labels"
+    assert markdown(summarise(units, bootstrap=100), 0.5).startswith(title)
+    with pytest.raises(InputError, match="^Nothing is asked"):
+        run(data, out, whole=False)
+    with pytest.raises(InputError, match="fewer than two groups of images in 2 % of a training part.*larger --share"):
+        run(data, out, whole=False, quarter=True, part=0.02)
 
 
 def test_the_test_split_has_a_table_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,17 @@ def test_a_study_from_one_command(command: tuple[object, ...], tmp_path: Path) -
     before = contents(out)
     done(*command, "--data", PHANTOM, "--out", out, *SMALL, "--jobs", 2)
     assert contents(out) == before
-    sentence = refused(*command, "--data", PHANTOM, "--out", out, *SMALL[2:], "--folds", 3)
-    assert "other settings" in sentence
+    for other in (("--folds", 3), ("--share", 0.5)):
+        sentence = refused(*command, "--data", PHANTOM, "--out", out, *SMALL, *other)
+        assert "other settings" in sentence
 
 
 def test_a_folder_holds_a_study_of_the_same_images(tmp_path: Path) -> None:
     write_json(tmp_path / "plan.json", {"folds": 2, "data": {"scans": "as they were"}})
     _check_folder(tmp_path, {"folds": 2, "data": {"more": "of them"}})
+    _check_folder(tmp_path, {"folds": 2, "share": 0.25, "data": {}})  # what all had when none was told
+    with pytest.raises(InputError, match="other settings"):
+        _check_folder(tmp_path, {"folds": 2, "share": 0.5, "data": {}})
     _check_folder(tmp_path, {"folds": 2, "data": {"scans": "as they were"}})
     with pytest.raises(InputError, match="other images called 'scans'"):
         _check_folder(tmp_path, {"folds": 2, "data": {"more": "of them", "scans": "corrected"}})

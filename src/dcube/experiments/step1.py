@@ -1,7 +1,7 @@
 """Does step 1 earn its keep? Probes and whole pipelines by group cross-validation (`dcube reproduce step1`).
 
 For every data set, seed and fold: each arm of step 1 is trained and probed on the held-out fold, then step 2 is trained
-for every system, all with the whole training part and again with a quarter of it. The test split is not touched until
+for every system, all with the whole training part and again with a part of it. The test split is not touched until
 all of that is done, and then only where it is asked for.
 """
 
@@ -20,8 +20,10 @@ from dcube.experiments.step1_cell import Arm, Cell, best_blocks, classify_system
 from dcube.settings import override
 
 TRAINED, UNTRAINED, PLAIN = "trained", "untrained", "eq. 3 alone"
-# of a training part: all, a quarter, a quarter beside which step 1 sees the other images too, without their labels
-SHARES = WHOLE, QUARTER, LABELS = "whole", "quarter", "labels"
+# of a training part: all, a part of it (a QUARTER unless said otherwise), the same beside which step 1 sees the other
+# images too, without their labels
+SHARES = WHOLE, PART, LABELS = "whole", "quarter", "labels"
+QUARTER = 0.25
 ALONE = "diffusion.align.weight=0"
 EARLY = "diffusion.contrastive.horizon=0.5"  # at much noise there is no class to see
 RELATIVES: dict[str, tuple[str, ...]] = {  # what could bring the labels into step 1; all without the recipe's align
@@ -64,6 +66,7 @@ class Unit:
     share: str  # of SHARES
     timesteps: tuple[int, ...]
     arms: tuple[str, ...]
+    part: float = QUARTER  # of the training part, where `share` is not the whole
 
     @property
     def directory(self) -> Path:
@@ -82,17 +85,17 @@ class Unit:
 
 def study(
     stores: dict[str, Store], settings: Experiment, out: Path, *, folds: int, seeds: Sequence[int], jobs: int,
-    timesteps: tuple[int, ...], quarter: bool = True, unlabelled: bool = False, relatives: bool = True,
-    test: bool = False,
+    timesteps: tuple[int, ...], whole: bool = True, quarter: bool = True, unlabelled: bool = False,
+    relatives: bool = True, test: bool = False, part: float = QUARTER,
 ) -> list[Unit]:  # fmt: skip
     """Do (or go on with) every cell of the study; returns the cells, whose results lie in `out`. Step 1 with
     eq. 3 alone, with eq. 4 and with its relatives is asked about with the first seed and the whole training part only.
-    `quarter`, `unlabelled`: whether the other two of SHARES are asked about too.
+    `whole`, `quarter`, `unlabelled`: which of SHARES are asked about, the latter two of a `part` of the training part.
     `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
     shares that are not asked about but done, and cells of the test split that are, are returned too.
 
-    InputError where a class has too few groups for the folds, or for a quarter of their training parts, and with `test`
-    where a set brings no test split.
+    InputError where a class has too few groups for the folds, or for that part of their training parts, with `test`
+    where a set brings no test split, and where nothing is asked.
     """
     def units_of(
         arms: Sequence[str], share: str, some: Sequence[int], parts: Sequence[int | None] = range(folds)
@@ -100,29 +103,31 @@ def study(
         return [
             Unit(
                 name, store.directory, out, settings.model_copy(update={"seed": seed}), folds, fold, share, timesteps,
-                tuple(arms),
+                tuple(arms), part,
             )
             for seed in some for fold in parts for name, store in stores.items()
         ]  # fmt: skip
 
-    shares = [WHOLE, *([QUARTER] if quarter else ()), *([LABELS] if unlabelled else ())]
-    whole, *fewer = (units_of((TRAINED, UNTRAINED), share, seeds) for share in shares)
+    shares = [share for share, wanted in zip(SHARES, (whole, quarter, unlabelled), strict=True) if wanted]
+    if not shares:
+        raise InputError("Nothing is asked: leave out --no-whole or --no-quarter, or give --unlabelled.")
+    main, *fewer = (units_of((TRAINED, UNTRAINED), share, seeds) for share in shares)
     scarce = [unit for units in fewer for unit in units]
     earlier = [units_of((TRAINED, UNTRAINED), share, seeds) for share in SHARES if share not in shares]
     done = [unit for units in earlier if all(unit.is_done for unit in units) for unit in units]
-    asked = (PLAIN, *RELATIVES) if relatives else ()  # one after the other: each is answered as early as can be
+    asked = (PLAIN, *RELATIVES) if relatives and whole else ()  # one after the other, so that each has an answer early
     others = [unit for arm in asked for unit in units_of((arm,), WHOLE, seeds[:1])]
     lacking = [name for name, store in stores.items() if "test" not in store.given_splits]
     if test and lacking:
         raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
     last = [unit for share in SHARES for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
     asked_last = [unit for unit in last if test and unit.share in shares]
-    for unit in (*whole, *scarce, *asked_last):
+    for unit in (*main, *scarce, *asked_last):
         cell_of(unit)  # too few groups for such parts are found before hours of work
-    for units in ([*whole, *others, *scarce], asked_last):  # no test split before all folds are done
+    for units in ([*main, *others, *scarce], asked_last):  # no test split before all folds are done
         if units:
             run_units(run_unit, units, jobs, max(1, settings.runtime.threads))
-    return [*whole, *scarce, *done, *(unit for unit in last if unit in asked_last or unit.is_done)]
+    return [*main, *scarce, *done, *(unit for unit in last if unit in asked_last or unit.is_done)]
 
 
 def run_unit(unit: Unit) -> None:
@@ -145,8 +150,8 @@ def run_unit(unit: Unit) -> None:
 def cell_of(unit: Unit) -> Cell:
     """The images of a cell, dealt into its training part and its held-out fold."""
     store, seed = Store.open(unit.store), unit.settings.seed
-    data = fold_data(store, seed, unit.folds, unit.fold, quarter=unit.share != WHOLE)
-    unlabelled = fold_data(store, seed, unit.folds, unit.fold, quarter=False) if unit.share == LABELS else None
+    data = fold_data(store, seed, unit.folds, unit.fold, None if unit.share == WHOLE else unit.part)
+    unlabelled = fold_data(store, seed, unit.folds, unit.fold) if unit.share == LABELS else None
     return Cell(unit.directory, data, seed, unlabelled)
 
 

@@ -93,9 +93,14 @@ def textures(cell: Cell, name: str, settings: Experiment, make: Callable[[], tup
     write_json(file, cell.probe(features))
 
 
-def fold_data(store: Store, seed: int, folds: int, fold: int | None, quarter: bool) -> ImageData:
-    """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a quarter of it.
-    None: the given test split is "test", all else "train", or a quarter of it.
+def part_name(part: float) -> str:
+    """A part of a training part in words."""
+    return {0.5: "half", 0.25: "a quarter", 0.1: "a tenth"}.get(part) or f"{100 * part:.3g} %"
+
+
+def fold_data(store: Store, seed: int, folds: int, fold: int | None, part: float | None = None) -> ImageData:
+    """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a `part` of it.
+    None: the given test split is "test", all else "train", or a part of it.
 
     InputError where a class has too few groups for the folds, or fewer than two in the training part.
     """
@@ -103,14 +108,14 @@ def fold_data(store: Store, seed: int, folds: int, fold: int | None, quarter: bo
         splits = np.where(np.array(store.given_splits) == "test", "test", "train").astype("<U5")
     else:
         splits = fold_splits(store, folds, seed)[fold]
-    splits = scarce(store, splits, seed, share=0.25 if quarter else None)
+    splits = scarce(store, splits, seed, share=part)
     train, groups = splits == "train", np.array(store.groups)
     for label, name in enumerate(store.classes):
         if len(set(groups[train & (store.labels == label)])) < 2:
             raise InputError(
-                f"The class '{name}' has fewer than two groups of images in {'a quarter of ' if quarter else ''}a"
+                f"The class '{name}' has fewer than two groups of images in {f'{part_name(part)} of ' if part else ''}a"
                 " training part, but choices are made there between groups; add data, or use fewer folds"
-                f"{', or leave quarters out (--no-quarter, no --unlabelled)' if quarter else ''}."
+                f"{', a larger --share, or neither --quarter nor --unlabelled' if part else ''}."
             )
     return ImageData(store, splits)
 

@@ -8,8 +8,8 @@ import torch
 
 from dcube.classifier.reader import joined
 from dcube.evaluation.repeats import repeated_difference, repeated_metric
-from dcube.experiments.step1 import PLAIN, RELATIVES, TRAINED, UNTRAINED, Unit, pooled
-from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell
+from dcube.experiments.step1 import PLAIN, QUARTER, RELATIVES, TRAINED, UNTRAINED, Unit, pooled
+from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell, part_name
 from dcube.files import read_json
 
 PROBE, JOINED, TWO, LATE = "probe: ", " + CNN", ", two readers", "fine-tuned CNN, joined with "
@@ -18,11 +18,11 @@ SEEN = ", joined with the covariances of its step 1"
 ALL = ", all readers"  # the CNN's middle map, its covariances, and those of step 1 where there is one
 ARM = {"D-Cube": TRAINED, "untrained step 1": UNTRAINED}
 TITLES = {  # by the share of a training part, and what is predicted
-    "whole": "The whole training part", "quarter": "A quarter of the training part",
-    "labels": "A quarter of the training part, and step 1 on all of it, the rest without labels",
+    "whole": "The whole training part", "quarter": "{Part} of the training part",
+    "labels": "{Part} of the training part, and step 1 on all of it, the rest without labels",
     "whole, test": "The test split, after training on all other images",
-    "quarter, test": "The test split, after training on a quarter of the other images",
-    "labels, test": "The test split, after training on a quarter of the other images, and step 1 on all of them",
+    "quarter, test": "The test split, after training on {part} of the other images",
+    "labels, test": "The test split, after training on {part} of the other images, and step 1 on all of them",
 }  # fmt: skip
 QUESTIONS = (  # (figure, compared with): each a paired difference
     (PROBE + TRAINED, PROBE + UNTRAINED),
@@ -179,9 +179,10 @@ def _inside(units: Sequence[Unit]) -> dict[str, float]:
     return {arm: float(np.mean(values)) for arm, values in found.items()}
 
 
-def markdown(summary: dict[str, Any]) -> str:
+def markdown(summary: dict[str, Any], part: float = QUARTER) -> str:
     """Three tables per share: macro-F1 of every system, the paired differences (bold: the interval excludes 0), and of
-    every arm of step 1 what its block promised inside the training part beside what it kept.
+    every arm of step 1 what its block promised inside the training part beside what it kept. `part`: of the training
+    part, where it is not the whole.
     """
     lines: list[str] = []
     for share, title in TITLES.items():
@@ -189,24 +190,25 @@ def markdown(summary: dict[str, Any]) -> str:
         if not held:
             continue
         what = "test split" if share.endswith("test") else "out of fold"
-        lines += [f"## {title}", ""]
+        words = part_name(part)
+        lines += ["## " + title.format(part=words, Part=words.capitalize()), ""]
         lines += [f"| macro-F1, {what} | " + " | ".join(held) + " |", "| --- |" + " --- |" * len(held)]
-        for system in dict.fromkeys(s for part in held.values() for s in part["macro_f1"]):
-            cells = [_cell(part["macro_f1"].get(system), signed=False) for part in held.values()]
+        for system in dict.fromkeys(s for found in held.values() for s in found["macro_f1"]):
+            cells = [_cell(found["macro_f1"].get(system), signed=False) for found in held.values()]
             lines.append(f"| {system} | " + " | ".join(cells) + " |")
         lines += ["", "| difference | " + " | ".join(held) + " |", "| --- |" + " --- |" * len(held)]
         for a, b in QUESTIONS:
             row = [
-                _cell(next((d for d in part["differences"] if (d["of"], d["to"]) == (a, b)), None), signed=True)
-                for part in held.values()
+                _cell(next((d for d in found["differences"] if (d["of"], d["to"]) == (a, b)), None), signed=True)
+                for found in held.values()
             ]
             if any(cell != "" for cell in row):
                 lines.append(f"| {a} - {b.removeprefix(PROBE)} | " + " | ".join(row) + " |")
-        arms = list(dict.fromkeys(arm for part in held.values() for arm in part["inside"]))
+        arms = list(dict.fromkeys(arm for found in held.values() for arm in found["inside"]))
         if arms:
             lines += ["", f"| inside the training part -> {what} | " + " | ".join(held) + " |"]
             lines += ["| --- |" + " --- |" * len(held)]
-            lines += [f"| {arm} | " + " | ".join(_kept(part, arm) for part in held.values()) + " |" for arm in arms]
+            lines += [f"| {arm} | " + " | ".join(_kept(found, arm) for found in held.values()) + " |" for arm in arms]
         lines.append("")
     return "\n".join(lines)
 

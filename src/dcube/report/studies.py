@@ -14,7 +14,7 @@ LABEL = 64  # letters in a line
 
 def differences_figure(summary: Mapping[str, Any]) -> str:
     """Paired differences with their intervals, a panel per data set, filled for the whole training part, hollow for a
-    quarter of it, a diamond for a quarter of its labels; coloured where the interval excludes 0.
+    part of it, a diamond for a part of its labels; coloured where the interval excludes 0.
 
     summary: as of `step1_summary.summarise`. Returns SVG text.
     """
