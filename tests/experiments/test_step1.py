@@ -78,6 +78,7 @@ def test_every_cell_answers_every_question(done: tuple[Path, list[Unit]]) -> Non
         names = [*(PROBE + arm for arm in arms), *(f"{PROBE}{arm} + CNN" for arm in arms)]
         names += [*SYSTEMS, *(f"{system}, two readers" for system in SYSTEMS)]
         names += [f"{LATE}{PROBE}{probe}" for probe in (TRAINED, UNTRAINED, "pixels")]
+        names += [LATE + system for system in SYSTEMS if system != "fine-tuned CNN"]
         names += [f"{system}{own}" for own in (OWN, SEEN) for system in ("D-Cube", "untrained step 1")]
         names += [f"{PROBE}{what}{TEXTURES}" for what in (*arms, "cnn")] + [f"{system}{ALL}" for system in SYSTEMS]
         assert set(found) == {*names, PROBE + "pixels", PROBE + "cnn", PROBE + MIDDLE}

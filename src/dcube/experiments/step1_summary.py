@@ -47,6 +47,9 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     (LATE + PROBE + TRAINED, "fine-tuned CNN"),
     (LATE + PROBE + TRAINED, LATE + PROBE + UNTRAINED),
     (LATE + PROBE + TRAINED, LATE + PROBE + "pixels"),
+    (LATE + "D-Cube", "fine-tuned CNN"),
+    (LATE + "D-Cube", LATE + "untrained step 1"),
+    (LATE + "D-Cube", LATE + "no step 1"),
     ("D-Cube" + OWN, "D-Cube"),
     ("D-Cube" + OWN, PROBE + TRAINED),
     ("D-Cube" + OWN, "untrained step 1" + OWN),
@@ -81,8 +84,9 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
 def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     """Probabilities [n, K] of the held-out fold by everything that was asked in a cell; by each system joined with the
     probe of the CNN's middle map, which is the second reader of `classifier.second_reader`; and by the fine-tuned CNN
-    joined with what step 1 knows alone, and its rivals: without any head that could lose it; by D-Cube joined with
-    the probe of its own step 1, or of its covariances; and by each system joined with all readers that the program has.
+    joined with what step 1 knows alone, and its rivals (without any head that could lose it), or with each system;
+    by D-Cube joined with the probe of its own step 1, or of its covariances; and by each system joined with all readers
+    that the program has.
     """
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
@@ -99,9 +103,9 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
             found[file.stem + ALL] = _joined(found, file.stem, *readers)
             if own:
                 found[file.stem + SEEN] = _joined(found, file.stem, *own)
-    for probe in (PROBE + TRAINED, PROBE + UNTRAINED, PROBE + "pixels"):
-        if probe in found and "fine-tuned CNN" in found:
-            found[LATE + probe] = _joined(found, "fine-tuned CNN", probe)
+    for other in (PROBE + TRAINED, PROBE + UNTRAINED, PROBE + "pixels", *ARM, "no step 1"):
+        if other in found and "fine-tuned CNN" in found:
+            found[LATE + other] = _joined(found, "fine-tuned CNN", other)
     for system, arm in ARM.items():
         if system in found and PROBE + arm in found:
             found[system + OWN] = _joined(found, system, PROBE + arm)
