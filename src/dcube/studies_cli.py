@@ -55,6 +55,7 @@ def benchmark(
 
 
 LIST = (20, 40, 50, 12, 14, 0)  # widths of the columns
+Unlabelled = Annotated[bool, typer.Option("--unlabelled", help="step1: and step 1 on all of it, the rest unlabelled.")]
 
 
 @guarded
@@ -72,12 +73,8 @@ def reproduce(
     timesteps: Annotated[str | None, typer.Option(help="step1: timesteps that a probe may choose from (50).")] = None,
     whole: Annotated[bool | None, typer.Option(help="step1: ask with the whole training part.")] = None,
     quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter (--share) of it.")] = None,
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="step1: and with step 1 on all of it, the rest without labels.")
-    ] = False,
-    share: Annotated[
-        float | None, typer.Option(min=0.01, max=0.99, help="step1: what stays of it in these two (0.25).")
-    ] = None,
+    unlabelled: Unlabelled = False,
+    share: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="step1: what both of these keep (0.25).")] = None,
     relatives: Annotated[bool | None, typer.Option(help="step1: ask of eq. 4 and its relatives too.")] = None,
     test: Annotated[bool, typer.Option("--test", help="step1: when all folds are done, the test split too.")] = False,
     budget: Budget = None,

@@ -45,20 +45,24 @@ def assign_splits(
     return splits
 
 
+def check_groups(groups: Sequence[str], splits: np.ndarray) -> None:
+    """Raise InputError for a group in two splits [N] str."""
+    home: dict[str, str] = {}
+    for group, name in zip(groups, splits.tolist(), strict=True):
+        if (first := home.setdefault(group, name)) != name:
+            raise InputError(
+                f"The group '{group}' is in two splits, {first} and {name}: the result would be too good;"
+                " put all images of a group into one split."
+            )
+
+
 def check_splits(labels: Sequence[str], groups: Sequence[str], splits: np.ndarray) -> None:
     """Raise InputError for a group in two splits, an empty train, or a label that train never sees."""
     names, label_array = np.asarray(splits), np.asarray(labels)
     unknown = sorted(set(names.tolist()) - set(SPLITS))
     if unknown:
         raise InputError(f"'{unknown[0]}' is not a split; use train, val or test.")
-    home: dict[str, str] = {}
-    for group, name in zip(groups, names.tolist(), strict=True):
-        first = home.setdefault(group, name)
-        if first != name:
-            raise InputError(
-                f"The group '{group}' is in two splits, {first} and {name}: the result would be too good;"
-                " put all images of a group into one split."
-            )
+    check_groups(groups, names)
     seen = set(label_array[names == "train"].tolist())
     if not seen:
         raise InputError("No image is in the split train; a model cannot be trained.")

@@ -11,6 +11,7 @@ from dcube.data.folders import list_folder
 from dcube.data.manifest import read_rows
 from dcube.data.records import ImageSet, Record
 from dcube.data.sources import from_files, from_table, manifest_of, open_images, refuse_mixture
+from dcube.data.split import check_groups
 from dcube.data.store import STORE_FILE, Store
 from dcube.errors import InputError
 
@@ -57,10 +58,7 @@ def unlabelled_splits(store: Store) -> np.ndarray:
     nothing is left to train on.
     """
     splits = np.array([split or "train" for split in store.given_splits])
-    home: dict[str, str] = {}
-    for group, split in zip(store.groups, splits.tolist(), strict=True):
-        if (first := home.setdefault(group, split)) != split:
-            raise InputError(f"The group '{group}' is in two splits, {first} and {split}; put all its images into one.")
+    check_groups(store.groups, splits)
     if not (splits == "train").any():
         raise InputError("A set without labels has no image in the split train; leave it out.")
     return splits
