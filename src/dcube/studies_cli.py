@@ -74,7 +74,7 @@ def reproduce(
     whole: Annotated[bool | None, typer.Option(help="step1: ask with the whole training part.")] = None,
     quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter (--share) of it.")] = None,
     unlabelled: Unlabelled = False,
-    share: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="step1: what both of these keep (0.25).")] = None,
+    share: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="step1: what both keep (0.25).")] = None,
     relatives: Annotated[bool | None, typer.Option(help="step1: ask of eq. 4 and its relatives too.")] = None,
     test: Annotated[bool, typer.Option("--test", help="step1: when all folds are done, the test split too.")] = False,
     budget: Budget = None,
