@@ -34,6 +34,13 @@ def test_weights_draw_as_many_groups_as_each_stratum_has() -> None:
     assert weights[:, 0].mean() == pytest.approx(1, abs=0.15)
 
 
+def test_few_groups_vary_as_much_as_they_should() -> None:
+    labels = np.zeros(5, dtype=int)
+    values = np.array([0.1, 0.9, 0.4, 0.6, 0.2])
+    weights = np.concatenate(list(resample_weights(labels, singles(5), resamples=20000, seed=0)))
+    assert (weights @ values / 5).std() == pytest.approx(values.std(ddof=1) / np.sqrt(5), rel=0.03)
+
+
 def test_batches_of_a_large_set_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dcube.evaluation.intervals.CHUNK_VALUES", 700)
     sizes = [len(w) for w in resample_weights(np.zeros(100, dtype=int), singles(100), resamples=25, seed=0)]

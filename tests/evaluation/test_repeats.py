@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dcube.evaluation.intervals import evaluate_predictions, paired_difference
-from dcube.evaluation.repeats import repeated_difference, repeated_metric, repeated_metrics
+from dcube.evaluation.repeats import repeated_difference, repeated_metric, repeated_metrics, with_seeds
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 60)
@@ -33,8 +33,39 @@ def test_the_mean_of_repeats_is_paired() -> None:
     result = repeated_difference(a, b, LABELS, GROUPS, bootstrap=300)
     single = [paired_difference(x, y, LABELS, GROUPS, bootstrap=100)["value"] for x, y in zip(a, b, strict=True)]
     assert result["repeats"] == pytest.approx(single) and result["value"] == pytest.approx(np.mean(single))
-    same = repeated_difference(a, a[::-1], LABELS, GROUPS, bootstrap=300)
-    assert (same["low"], same["high"]) == pytest.approx((0, 0), abs=1e-12)  # the mean of the same two, in every draw
+    same = repeated_difference(a, a, LABELS, GROUPS, bootstrap=300)
+    assert (same["value"], same["low"], same["high"]) == (0, 0, 0)
+
+
+def test_what_the_repeats_differ_by_widens_the_interval() -> None:
+    even = np.random.default_rng(0).normal(0, 0.01, 4000)
+    groups_alone = with_seeds([0.05, 0.05], np.stack([0.05 + even, 0.05 + even]), 0.95)
+    assert groups_alone["low"] == pytest.approx(0.05 - 1.96 * 0.01, abs=0.001)
+    apart = with_seeds([0.0, 0.1], np.stack([even, 0.1 + even]), 0.95)  # variance .005, over two repeats .0025
+    assert apart["value"] == pytest.approx(0.05) and apart["repeats"] == [0.0, 0.1]
+    assert apart["high"] - 0.05 == pytest.approx(1.96 * np.sqrt(0.01**2 + 0.0025), abs=0.001)
+    other = np.random.default_rng(1).normal(0, 0.1, 4000)  # resamples that differ as much as the repeats
+    noise = np.stack([other, 0.1 - other])
+    assert with_seeds([0.0, 0.1], noise, 0.95)["high"] == pytest.approx(0.05, abs=1e-9)
+    assert with_seeds([0.05], 0.05 + even[None], 0.95)["low"] == groups_alone["low"]
+
+
+def test_intervals_of_repeats_are_as_wide_as_they_say() -> None:
+    rng, missed = np.random.default_rng(3), 0
+    for _ in range(400):  # two systems that are alike; groups and trainings each have their own luck
+        of_groups = rng.normal(0, 1, 30)
+        shared = of_groups.mean() + rng.normal(0, 0.1, 2)
+        drawn = np.stack([shared[r] + rng.normal(0, 1 / np.sqrt(30), 500) for r in range(2)])
+        drawn[1] += (drawn[0] - shared[0]) - (drawn[1] - shared[1])  # the same groups are drawn for both
+        row = with_seeds(list(shared), drawn, 0.95)
+        missed += not row["low"] <= 0 <= row["high"]
+    assert missed / 400 < 0.08
+
+
+def test_metrics_stay_where_they_can_be() -> None:
+    sure = np.eye(3)[LABELS] * 0.97 + 0.01
+    row = repeated_metric([sure, predictions(1, 2)], LABELS, GROUPS, "accuracy", bootstrap=200)
+    assert row["high"] == 1 and row["low"] >= 0
 
 
 def test_repeats_that_do_not_match_are_refused() -> None:

@@ -17,9 +17,11 @@ def resample_weights(
 ) -> Iterator[Floats]:
     """Bootstrap weightings of N images, in batches [b, N] that add up to `resamples` rows.
 
-    Whole groups are drawn with replacement within the stratum of their majority class (ties: the lower class), as
-    many as the stratum has; an image's weight says how often its group was drawn. Deterministic by `seed`, and the
-    same for every model that is evaluated on the same images.
+    Whole groups are drawn with replacement within the stratum of their majority class (ties: the lower class): of its n
+    groups n - 1, each counting n / (n - 1) times (Rao & Wu 1988), for n draws of n tell too little variance where n is
+    small. A group that is alone in its stratum always counts once: what it might have been otherwise no resample tells.
+    An image's weight says how often its group counts. Deterministic by `seed`, and the same for every model that is
+    evaluated on the same images.
     """
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     votes = np.zeros((member.max() + 1, int(labels.max()) + 1), dtype=np.int64)
@@ -32,7 +34,8 @@ def resample_weights(
         drawn = np.zeros((rows, len(strata)))
         for stratum in np.unique(strata):
             inside = np.flatnonzero(strata == stratum)
-            drawn[:, inside] = rng.multinomial(len(inside), np.full(len(inside), 1 / len(inside)), size=rows)
+            n = len(inside)
+            drawn[:, inside] = rng.multinomial(n - 1, np.full(n, 1 / n), size=rows) * (n / (n - 1)) if n > 1 else 1
         yield drawn[:, member]
 
 

@@ -1,6 +1,7 @@
 """Repeated experiments on the same images: a mean over the repeats, with one bootstrap over groups for all of them."""
 
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from numpy.typing import NDArray
 from dcube.evaluation.intervals import measure, resample_weights
 from dcube.evaluation.metrics import Floats, Ints, check_predictions, weighted_metrics
 
+UNBOUNDED = "brier"  # the one metric that may pass 1
+
 
 def repeated_metric(
     repeats: Sequence[Floats], labels: Ints, groups: NDArray[np.str_], metric: str = "macro_f1",
@@ -16,7 +19,8 @@ def repeated_metric(
 ) -> dict[str, Any]:  # fmt: skip
     """Mean of a metric over repeats (probabilities [N, K] of the same N images, one per seed).
 
-    {"value", "low", "high", "repeats": the single values}; a resample draws groups once, for every repeat.
+    {"value", "low", "high", "repeats": the single values}; a resample draws groups once, for every repeat, and the
+    interval holds what the repeats differ by too (`with_seeds`).
     """
     return repeated_metrics(repeats, labels, groups, (metric,), bootstrap=bootstrap, level=level, seed=seed)[metric]
 
@@ -27,9 +31,11 @@ def repeated_metrics(
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """`repeated_metric` of several metrics from the same resamples, by name."""
     drawn, single = _draws(repeats, labels, groups, metrics, bootstrap, seed)
-    return {
-        name: measure(float(np.mean(single[name])), drawn[name], level) | {"repeats": single[name]} for name in metrics
-    }
+    found = {name: with_seeds(single[name], drawn[name], level) for name in metrics}
+    for name, row in found.items():
+        if name != UNBOUNDED and row["low"] is not None:
+            row |= {"low": max(row["low"], 0.0), "high": min(row["high"], 1.0)}
+    return found
 
 
 def repeated_difference(
@@ -45,15 +51,32 @@ def repeated_difference(
     drawn_a, single_a = _draws(repeats_a, labels, groups, (metric,), bootstrap, seed)
     drawn_b, single_b = _draws(repeats_b, labels, groups, (metric,), bootstrap, seed)
     single = [a - b for a, b in zip(single_a[metric], single_b[metric], strict=True)]
-    return measure(float(np.mean(single)), drawn_a[metric] - drawn_b[metric], level) | {"repeats": single}
+    return with_seeds(single, drawn_a[metric] - drawn_b[metric], level)
+
+
+def with_seeds(single: Sequence[float], drawn: Floats, level: float) -> dict[str, Any]:
+    """{"value": mean of `single` [R], "low", "high", "repeats": `single`} from what the resamples gave, `drawn` [R, B].
+
+    The interval over groups, widened by what the repeats differ by beyond that: other groups explain a part of the
+    variance between repeats (the resamples tell how much), the rest is of the training and the folds, which resampled
+    groups know nothing of. With one repeat that part stays unknown, with two it is a rough guess.
+    """
+    row: dict[str, Any] = measure(float(np.mean(single)), drawn.mean(0), level) | {"repeats": list(single)}
+    if len(single) > 1 and row["low"] is not None:
+        noise = (drawn - np.asarray(single)[:, None])[:, ~np.isnan(drawn).any(0)]
+        beyond = max(0.0, float(np.var(single, ddof=1) - noise.var(0, ddof=1).mean())) / len(single)
+        further = NormalDist().inv_cdf((1 + level) / 2) * beyond**0.5
+        row["low"] = row["value"] - float(np.hypot(row["value"] - row["low"], further))
+        row["high"] = row["value"] + float(np.hypot(row["high"] - row["value"], further))
+    return row
 
 
 def _draws(
     repeats: Sequence[Floats], labels: Ints, groups: NDArray[np.str_], metrics: Sequence[str], bootstrap: int, seed: int
 ) -> tuple[dict[str, Floats], dict[str, list[float]]]:
-    """By metric: resampled means over the repeats [bootstrap], and each repeat's own value."""
+    """By metric: the resampled values of each of R repeats [R, bootstrap], and its own value."""
     once = np.ones((1, len(labels)))
-    total: dict[str, Floats] = {name: np.zeros(bootstrap) for name in metrics}
+    drawn: dict[str, list[Floats]] = {name: [] for name in metrics}
     single: dict[str, list[float]] = {name: [] for name in metrics}
     for probabilities in repeats:
         probabilities, labels = check_predictions(probabilities, labels)
@@ -62,5 +85,5 @@ def _draws(
         parts = [weighted_metrics(probabilities, labels, w, metrics) for w in weights]
         for name in metrics:
             single[name].append(float(plain[name][0]))
-            total[name] += np.concatenate([part[name] for part in parts])
-    return {name: values / len(repeats) for name, values in total.items()}, single
+            drawn[name].append(np.concatenate([part[name] for part in parts]))
+    return {name: np.stack(values) for name, values in drawn.items()}, single
