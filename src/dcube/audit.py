@@ -14,7 +14,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from dcube.config import Experiment
 from dcube.data.decode import header_of
-from dcube.data.folds import fold_splits
+from dcube.data.folds import fold_groups, fold_splits
 from dcube.data.records import ImageSet
 from dcube.data.store import Store
 from dcube.data.twins import remarks
@@ -129,7 +129,7 @@ def shortcuts(images: ImageSet, store: Store, settings: Experiment) -> dict[str,
         return {}
     drawn = _drawn(store, settings.seed)
     facts, small = _file_facts(images, store, drawn), _shrunk(store, drawn, RING_SIDE)
-    y, groups = store.labels[drawn], np.array(store.groups)[drawn]
+    y, groups = store.labels[drawn], np.array(fold_groups(store, drawn))
     ring = np.ones((RING_SIDE, RING_SIDE), bool)
     ring[RING:-RING, RING:-RING] = False
     border = small[:, :, ring].reshape(len(small), -1).astype(np.float64)

@@ -15,7 +15,7 @@ class DataConfig(Section):
     channels: Literal["auto", 1, 3] = "auto"  # auto: 1 if every file is grey, else 3
     aspect: Literal["pad", "squash", "crop"] = "pad"
     # of DICOM, 16-bit and float images: centre and width of the values that are told apart, in the files' units, for
-    # lungs [-600, 1500] Hounsfield units; None: the set's 0.5 and 99.5 percentiles
+    # lungs [-600, 1500] Hounsfield units; None: the 0.5 and 99.5 percentiles of a set (of what is no given test split)
     window: tuple[float, Annotated[float, Field(gt=0)]] | None = None
     val_fraction: Fraction = 0.15  # used only where the data bring no split
     test_fraction: Fraction = 0.15

@@ -9,7 +9,7 @@ import numpy as np
 from dcube import stages
 from dcube.classifier.model import predict_rows
 from dcube.config import Experiment
-from dcube.data.folds import fold_splits
+from dcube.data.folds import fold_groups, fold_splits
 from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.files import write_json
@@ -67,7 +67,7 @@ def cross_validate(
     order = np.argsort(np.concatenate(rows))
     index = np.concatenate(rows)[order]
     systems = {name: np.concatenate([part[name] for part in pooled])[order] for name in pooled[0]}
-    labels, groups = store.labels[index], np.array(store.groups)[index]
+    labels, groups = store.labels[index], np.array(fold_groups(store, index))
     metrics = {"split": "folds", "folds": folds} | stages.figures(systems, labels, groups, store.classes, settings)
     paths = [store.paths[i] for i in index]
     write_predictions(out / "evaluation" / "predictions.csv", paths, labels, systems[""], store.classes)

@@ -140,6 +140,16 @@ def test_the_range_is_of_all_deep_images_that_a_survey_misses(tmp_path: Path) ->
     assert store.deep is not None and np.flatnonzero(store.deep).tolist() == late
 
 
+def test_the_range_is_not_chosen_by_a_test_split(tmp_path: Path) -> None:
+    dim, bright = (np.linspace(0, top, 256).astype(np.uint16).reshape(16, 16) for top in (1000, 60000))
+    images = generated(40, {index: bright if index % 4 == 0 else dim for index in range(40)})
+    given = ["test" if index % 4 == 0 else "train" for index in range(40)]
+    records = tuple(dataclasses.replace(r, split=split) for r, split in zip(images.records, given, strict=True))
+    store = build_store(dataclasses.replace(images, records=records), CONFIG, tmp_path / "store")
+    assert store.normalisation.high < 1100 and store.floats([0]).max() == 1
+    assert build_store(images, CONFIG, tmp_path / "other").normalisation.high > 50000
+
+
 def test_a_cached_store_of_an_older_decoder_is_built_again(folder: Path, tmp_path: Path) -> None:
     images = open_images(str(folder))
     store = cached_store(images, CONFIG, tmp_path)

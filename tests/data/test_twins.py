@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from dcube.config import DataConfig
-from dcube.data.folds import fold_splits, splits_of
+from dcube.data.dataset import ImageData
+from dcube.data.folds import fold_groups, fold_splits, splits_of
 from dcube.data.sources import open_images
 from dcube.data.store import STORE_FILE, Store, build_store
 from dcube.data.twins import joined_groups, remarks, twins_of
@@ -84,6 +85,11 @@ def test_copies_that_were_divided_into_train_and_val_meet_in_one_fold(tmp_path: 
     for splits in fold_splits(store, 3, 0, 0.2):
         home = dict(zip(store.paths, splits.tolist(), strict=True))
         assert all(home[first] == home[second] for first, second in same)
+        group = dict(zip(store.paths, ImageData(store, splits).groups, strict=True))
+        assert all(group[first] == group[second] for first, second in same), "choices are made between groups there"
+    asked = np.arange(len(store.paths))
+    assert len(set(fold_groups(store, asked))) == 30
+    assert len(set(ImageData(store, splits_of(store, DataConfig(), 0)).groups)) == 40
 
 
 def test_too_few_groups_because_of_copies_is_told(tmp_path: Path) -> None:

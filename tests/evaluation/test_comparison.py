@@ -51,6 +51,10 @@ def test_delong_is_the_papers_with_two_classes_and_ties() -> None:
         assert found["value"] == pytest.approx(areas)
     assert delong(a, a, labels) == {"value": 0.0, "deviation": 0.0, "p": 1.0}
     assert delong(a[:4], b[:4], np.array([0, 0, 0, 1]))["p"] is None
+    few = np.array([0, 0, 1, 1])
+    sure, none = np.eye(2)[few], np.full((4, 2), 0.5)
+    assert delong(sure, none, few)["value"] == 0.5 and delong(sure, none, few)["p"] is None, "no case differs"
+    assert delong(none, none, few)["p"] == 1
 
 
 def test_delong_with_three_classes_is_calibrated() -> None:

@@ -82,6 +82,15 @@ def test_selection_of_a_model(data: ImageData) -> None:
         assert told is (weight > 0)
 
 
+def test_probes_need_two_groups_of_every_class(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tiny_experiment(features={"select": "probe", "top_k": 2}).features
+    assert select_blocks(tiny_diffusion(), data, settings, seed=0)["rule"] == "best probe inside train"
+    alone = ["all" if label == 0 else group for group, label in zip(data.groups, data.labels, strict=True)]
+    monkeypatch.setattr(data, "groups", alone)
+    with pytest.raises(InputError, match="a single group in the training split; take features.select=least_gaussian"):
+        select_blocks(tiny_diffusion(), data, settings, seed=0)
+
+
 def test_only_training_images_are_looked_at(data: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
     images = data.images

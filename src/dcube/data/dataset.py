@@ -7,6 +7,7 @@ import numpy as np
 from dcube.data.records import SPLITS
 from dcube.data.seen import CONTENT, Seen, flags, marks_of, mask, written
 from dcube.data.store import Store
+from dcube.data.twins import joined_groups
 from dcube.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class ImageData:
         self.splits = np.asarray(splits)
         self.classes: list[str] = store.classes
         self.labels: np.ndarray = store.labels
-        self.groups: list[str] = store.groups
+        # copies that lie in one split here count as one, wherever the data had put them
+        self.groups: list[str] = joined_groups(store.groups, store.twins or [], self.splits.tolist())
         self.paths: list[str] = store.paths
 
     @property

@@ -29,7 +29,7 @@ def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) 
     InputError where a class has too few groups.
     """
     pool = np.array([i for i, split in enumerate(store.given_splits) if split != "test"])
-    labels, groups = [store.classes[store.labels[i]] for i in pool], _groups_of(store, pool)
+    labels, groups = [store.classes[store.labels[i]] for i in pool], fold_groups(store, pool)
     try:
         fold_of = assign_folds(labels, groups, folds, seed)
     except InputError as error:
@@ -40,7 +40,7 @@ def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) 
         rest = pool[fold_of != fold]
         given: list[str | None] = ["train"] * len(rest)
         splits[rest] = assign_splits(
-            [store.classes[store.labels[i]] for i in rest], _groups_of(store, rest), given,
+            [store.classes[store.labels[i]] for i in rest], fold_groups(store, rest), given,
             val_fraction=val_fraction, test_fraction=0, seed=seed,
         )  # fmt: skip
         splits[pool[fold_of == fold]] = "test"
@@ -48,8 +48,8 @@ def fold_splits(store: Store, folds: int, seed: int, val_fraction: float = 0.0) 
     return result
 
 
-def _groups_of(store: Store, rows: np.ndarray) -> list[str]:
-    """The groups of some rows; copies among them are of one group whatever splits the data had put them into."""
+def fold_groups(store: Store, rows: np.ndarray) -> list[str]:
+    """The groups of some rows [n]; copies among them are of one group whatever splits the data had put them into."""
     place = {row: number for number, row in enumerate(rows.tolist())}
     twins = [[place[index] for index in like if index in place] for like in store.twins or []]
     return joined_groups([store.groups[row] for row in place], twins, [None] * len(place))

@@ -181,7 +181,8 @@ def _fill(images: ImageSet, config: DataConfig, work: Path, key: str, progress: 
     if shutil.disk_usage(work).free < len(images.records) * config.size**2:
         raise OSError(errno.ENOSPC, "not enough for the pixels alone")
     records = images.records
-    chosen = set(np.linspace(0, len(records) - 1, min(_SURVEY, len(records))).astype(int).tolist())
+    asked = [i for i, record in enumerate(records) if record.split != "test"] or list(range(len(records)))
+    chosen = {asked[i] for i in np.linspace(0, len(asked) - 1, min(_SURVEY, len(asked))).astype(int)}
     while True:
         looks = _looks(images, sorted(chosen))
         normalisation = survey(looks, config.size, config.channels, config.aspect, config.window)

@@ -9,6 +9,7 @@ from scipy.stats import binomtest, friedmanchisquare, norm, rankdata
 
 from dcube.evaluation.metrics import Floats, Ints, check_predictions
 
+ENOUGH_CASES = 4  # of a class, from which on DeLong's test keeps its level
 ENOUGH_SETS = 8  # data sets below which ranks are described, not tested
 
 
@@ -47,7 +48,8 @@ def delong(prob_a: Floats, prob_b: Floats, labels: Ints) -> dict[str, float | No
 
     prob_a, prob_b: [N, K]; labels: [N]. {"value": A minus B, "deviation", "p": two-sided}. With two classes this is
     DeLong's own test; with more, the structural components of the classes are averaged, and their covariance is taken
-    within each true class, whose cases are alike. None where a class of fewer than two cases leaves no estimate.
+    within each true class, whose cases are alike. None where a class of fewer than two cases leaves no estimate; p None
+    with fewer than ENOUGH_CASES in a class, and where no case differs from another, for the estimate is too rough.
     """
     prob_a, labels = check_predictions(prob_a, labels)
     prob_b, _ = check_predictions(prob_b, labels)
@@ -59,8 +61,10 @@ def delong(prob_a: Floats, prob_b: Floats, labels: Ints) -> dict[str, float | No
     parts = parts_a - parts_b
     variance = sum(counts[k] * parts[labels == k].var(ddof=1) for k in present)
     value, deviation = value_a - value_b, float(np.sqrt(variance))
-    if deviation < 1e-12:
-        return {"value": value, "deviation": deviation, "p": 1.0 if abs(value) < 1e-12 else 0.0}
+    if deviation < 1e-12 and abs(value) < 1e-12:
+        return {"value": value, "deviation": deviation, "p": 1.0}
+    if deviation < 1e-12 or counts[present].min() < ENOUGH_CASES:
+        return {"value": value, "deviation": deviation, "p": None}
     return {"value": value, "deviation": deviation, "p": float(2 * norm.sf(abs(value) / deviation))}
 
 

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from dcube.config import Experiment
+from dcube.data.folds import fold_groups
 from dcube.data.store import Store
 from dcube.errors import InputError
 from dcube.experiments.pool import run_units
@@ -170,5 +171,5 @@ def pooled(units: Sequence[Unit], read: Read) -> tuple[dict[str, dict[int, np.nd
             if not all(name in part for part in parts):
                 continue  # an interrupted study has asked it of some cells only
             repeats.setdefault(name, {})[seed] = np.concatenate([part[name] for part in parts])[order]
-    store, index = cells[0].data, rows[order]
-    return repeats, store.labels[index], np.array(store.groups)[index]
+    store, index = cells[0].data.store, rows[order]
+    return repeats, store.labels[index], np.array(fold_groups(store, index))

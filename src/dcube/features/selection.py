@@ -67,13 +67,19 @@ def select_blocks(diffusion: Diffusion, data: ImageData, config: FeaturesConfig,
 
     With select="probe" the `top_k` blocks are those whose linear probes are best by folds inside the training split;
     the test is made all the same, and stands beside the probes. Such probes promise more than they keep where a term of
-    step 1 was told the labels of those images (`labels_told`; docs/step1.md).
+    step 1 was told the labels of those images (`labels_told`; docs/step1.md). InputError where a class has a single
+    group, between which no folds can be made.
     """
     features = sample_features(diffusion, data, config, seed)
     selector = GaussianitySelector(config.alpha, config.top_k, config.reading, config.select, config.blocks)
     selector.fit(features)
     if config.select == "probe" and config.blocks is None:
         scores = [probe_score(diffusion, data, config, i, config.timestep, seed) for i in range(len(features))]
+        if np.isnan(scores).any():
+            raise InputError(
+                "features.select=probe judges blocks by folds between groups, but a class has a single group in the"
+                " training split; take features.select=least_gaussian, or name features.blocks."
+            )
         for block, score in zip(selector.results_, scores, strict=True):
             block["probe"] = score
         best = np.argsort([-score for score in scores], kind="stable")[: config.top_k]
