@@ -36,9 +36,9 @@ def read_by(*readers: str) -> tuple[str, ...]:
     return tuple(system + reader for reader in readers for system in SYSTEMS)
 
 
-RIVALS = ("untrained step 1", "no step 1", "fine-tuned CNN")
+RIVALS, PIXELS = ("untrained step 1", "no step 1", "fine-tuned CNN"), PROBE + "pixels"
 ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question, study, share, of what, behind what
-    ("best block, a minute of step 1", RESULTS, WHOLE, PROBE + TRAINED, (PROBE + UNTRAINED, PROBE + "pixels")),
+    ("best block, a minute of step 1", RESULTS, WHOLE, PROBE + TRAINED, (PROBE + UNTRAINED, PIXELS)),
     (
         "all blocks by their textures, a minute", SCRATCH, WHOLE, PROBE + TRAINED + TEXTURES,
         (PROBE + UNTRAINED, PROBE + "pixels", PROBE + UNTRAINED + TEXTURES),
@@ -49,8 +49,8 @@ ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question
     ),
     ("eq. 4, repaired", RESULTS, WHOLE, PROBE + "eq. 4", (PROBE + PLAIN,)),
     ("classifier beside ImageNet's weights, a minute", RESULTS, WHOLE, "D-Cube", RIVALS),
-    ("classifier, nothing pretrained, ten minutes", LONG_OWN, WHOLE, "D-Cube", RIVALS),
-    ("the same, a quarter of the labels", LABELS_STUDY, LABELS, "D-Cube", RIVALS),
+    ("classifier, nothing pretrained, ten minutes", LONG_OWN, WHOLE, "D-Cube", (*RIVALS, PIXELS)),
+    ("the same, a quarter of the labels", LABELS_STUDY, LABELS, "D-Cube", (*RIVALS, PIXELS)),
     (
         "the same, with its textures", LABELS_STUDY, LABELS, "D-Cube" + SEEN,
         ("untrained step 1" + SEEN, *RIVALS[1:]),

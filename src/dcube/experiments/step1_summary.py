@@ -38,6 +38,8 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     ("D-Cube", "untrained step 1"),
     ("D-Cube", "no step 1"),
     ("D-Cube", "fine-tuned CNN"),
+    ("D-Cube", PROBE + "pixels"),
+    ("fine-tuned CNN", PROBE + "pixels"),
     ("D-Cube" + TWO, "D-Cube"),
     ("fine-tuned CNN" + TWO, "fine-tuned CNN"),
     ("D-Cube" + TWO, "fine-tuned CNN"),

@@ -16,11 +16,12 @@ from dcube.files import read_json
 PRETRAINED = "ImageNet", "file ", "(timm)"  # what the sources of pretrained weights say
 SHOWN = ("accuracy", "macro_precision", "macro_recall", "macro_f1", "macro_auroc", "ece")
 REFERENCE = "dcube"
+INTERVALS = "groups and seeds"  # what they are of; older summaries, which do not say it: groups alone
 
 
 def summarise(benchmark: Benchmark, split: str) -> dict[str, Any]:
     """{"sets": {name: {"split", "openings" (of its test split), "n", "groups", "classes", "train_images",
-    "train_rarest", "reference", "systems": [row]}}, "ranks": ...}.
+    "train_rarest", "reference", "systems": [row]}}, "ranks": ..., "intervals": INTERVALS}.
 
     A row: model, title, tuned_on (the seed of its choice), metrics {name: M} (mean over the seeds, interval by
     bootstrap over groups), minutes (and those of step 1), parameters, milliseconds, weights, random (no pretrained
@@ -29,7 +30,7 @@ def summarise(benchmark: Benchmark, split: str) -> dict[str, Any]:
     ordered by macro-F1.
     """
     sets = {name: _set(benchmark, name, split) for name in benchmark.stores}
-    return {"sets": sets, "ranks": _ranks(list(sets.values()))}
+    return {"sets": sets, "ranks": _ranks(list(sets.values())), "intervals": INTERVALS}
 
 
 def rows_of_seeds(benchmark: Benchmark, split: str) -> list[dict[str, Any]]:

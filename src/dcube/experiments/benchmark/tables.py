@@ -49,12 +49,14 @@ def how(plan: dict[str, Any], summary: dict[str, Any]) -> str:
         )
     else:
         tuning = "optimiser, learning rate and weight decay of the paper's table IX (nearest row where there is none)"
+    widened = " and by what the seeds differ by" if "intervals" in summary else ""
     share = f"D-Cube's budget: {plan['step1_share']:.0%} for step 1" if plan["budget"] else "D-Cube as its recipe says"
     lines = [
         f"- {size} px, {budget}, {len(seeds)} seed(s); {tuning}. Weights of a training: by validation macro-F1.",
         f"- {share}" + (f"; that of the longer step 1: {plan['long']}." if plan["long"] else "."),
-        f"- Figures: {_split(plan)}, mean over seeds, 95 % intervals by bootstrap over groups. Differences are paired."
-        " McNemar and DeLong: one prediction per group, mean of the seeds; p-values not corrected for their number.",
+        f"- Figures: {_split(plan)}, mean over seeds, 95 % intervals by bootstrap over groups{widened}. Differences are"
+        " paired. McNemar and DeLong: one prediction per group, mean of the seeds; p-values not corrected for their"
+        " number.",
         "- Minutes: training alone, that of step 1 in brackets; of models fitted on features (floors, probe) none is"
         " counted but step 1's. **RANDOM**: no pretrained weights.",
     ]
