@@ -21,6 +21,7 @@ SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-lo
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
 LABELS_STUDY, FEWER = ROOT / "results" / "step1-labels", ROOT / "results" / "step1-labels-1000"
+QUARTER_CNN, TENTH = ROOT / "results" / "step1-quarter-cnn", ROOT / "results" / "step1-tenth"
 WHOLE, PART, LABELS = SHARES
 SYSTEMS_ALONE, PROBES = tuple(SYSTEMS), tuple(PROBE + what for what in ("pixels", UNTRAINED, TRAINED))
 READ = tuple(PROBE + what + TEXTURES for what in (UNTRAINED, TRAINED))
@@ -37,6 +38,7 @@ def read_by(*readers: str) -> tuple[str, ...]:
 
 
 RIVALS, PIXELS = ("untrained step 1", "no step 1", "fine-tuned CNN"), PROBE + "pixels"
+BESIDE = (*(rival + TWO for rival in RIVALS), "fine-tuned CNN")
 ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question, study, share, of what, behind what
     ("best block, a minute of step 1", RESULTS, WHOLE, PROBE + TRAINED, (PROBE + UNTRAINED, PIXELS)),
     (
@@ -55,6 +57,8 @@ ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question
         "the same, with its textures", LABELS_STUDY, LABELS, "D-Cube" + SEEN,
         ("untrained step 1" + SEEN, *RIVALS[1:]),
     ),
+    ("with ImageNet's reader, a quarter of the labels", QUARTER_CNN, LABELS, "D-Cube" + TWO, BESIDE),
+    ("the same, a tenth of the labels", TENTH, LABELS, "D-Cube" + TWO, BESIDE),
 )  # fmt: skip
 Trial = dict[str, str]
 
@@ -97,7 +101,8 @@ def answers(part: str) -> str:
 
 def plain(rival: str) -> str:
     """A rival's name without saying what kind of figure it is."""
-    return rival.removeprefix(PROBE).removesuffix(SEEN).replace(TEXTURES, ", by its textures")
+    name = rival.removeprefix(PROBE).removesuffix(SEEN).replace(TEXTURES, ", by its textures")
+    return name.replace(TWO, ", with that reader")
 
 
 def difference(figure: dict[str, Any]) -> str:
@@ -129,6 +134,7 @@ def figure(row: Trial) -> str:
 def fresh(text: str) -> str:
     """The page with all blocks made anew."""
     own = (*SYSTEMS_ALONE, *read_by(SEEN, TWO, ALL))
+    beside = (*PROBES, *READ, PROBE + MIDDLE, *SYSTEMS_ALONE, *read_by(TWO), *(LATE + s for s in SYSTEMS_ALONE))
     made_of = {
         "answers": answers(""), "answers, test": answers(", test"),
         "study": study(RESULTS, ASKED, WHOLE, inside=True), "a quarter": study(RESULTS, ASKED, PART),
@@ -138,6 +144,8 @@ def fresh(text: str) -> str:
         "own": study(OWN, (*SYSTEMS_ALONE, *read_by(SEEN, ALL)), WHOLE, PART),
         "own, longer": study(LONG_OWN, own, WHOLE),
         "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS),
+        "quarter beside ImageNet": study(QUARTER_CNN, beside, LABELS),
+        "tenth beside ImageNet": study(TENTH, beside, LABELS),
         "fewer passes": study(FEWER, (*PROBES, *READ, *SYSTEMS_ALONE), LABELS), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
