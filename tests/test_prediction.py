@@ -43,3 +43,17 @@ def test_an_image_of_two_patients(tmp_path: Path) -> None:
     assert len(list_images([table])) == 1
     with pytest.raises(InputError, match="is given for A and for B; name it once"):
         list_images([table], by_group=True)
+
+
+def test_a_folder_with_a_manifest_is_read_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As fit, audit and prepare do."""
+    for name in ("1.png", "2.png", "deep/3.png", "unnamed.png"):
+        write(tmp_path / name)
+    table = tmp_path / "manifest.csv"
+    table.write_text("path,patient_id\n2.png,A\n1.png,B\ndeep/3.png,A\n")
+    found = list_images([tmp_path], by_group=True)
+    assert "those that its manifest.csv names" in capsys.readouterr().err
+    assert found == list_images([table], by_group=True) and capsys.readouterr().err == ""
+    assert {Path(path).name: group for path, group in found.items()} == {"2.png": "A", "1.png": "B", "3.png": "A"}
+    table.write_text("image,patient_id\n1.png,A\n")  # somebody else's table
+    assert set(list_images([tmp_path], by_group=True).values()) == {str(tmp_path), str(tmp_path / "deep")}

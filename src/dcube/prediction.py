@@ -18,7 +18,8 @@ Row = dict[str, Any]
 
 
 def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str]:
-    """Image path -> group, in order and each once, for files, folders (searched to any depth) and CSV manifests.
+    """Image path -> group, in order and each once, for files, folders and CSV manifests. A folder is searched to any
+    depth, or read by its manifest.csv where that has a column path, which is said on stderr.
 
     The group is the parent folder, or the manifest's group_id (else patient_id) column. Raises InputError for a
     missing file, a folder without images, and with `by_group` a manifest without a group column and an image of two
@@ -26,15 +27,17 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
     """
     found: dict[str, str] = {}
     for entry in inputs:
-        if entry.is_dir():
+        if (table := table_of(entry)) is not None:
+            pairs = _read_manifest(table, by_group)
+            if table != entry:
+                print(f"{entry}: the images are those that its manifest.csv names", file=sys.stderr)
+        elif entry.is_dir():
             inside = _inside(entry)
             if not inside:
                 raise InputError(f"The folder {entry} holds no images ({', '.join(SUFFIXES)}).")
             pairs = [(str(path), str(path.parent)) for path in inside]
         elif not entry.is_file():
             raise InputError(f"There is no file or folder {entry}.")
-        elif entry.suffix.lower() == ".csv":
-            pairs = _read_manifest(entry, by_group)
         else:
             pairs = [(str(entry), str(entry.parent))]
         for path, group in pairs:
@@ -42,6 +45,16 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
             if found.setdefault(path, group) != group and by_group:
                 raise InputError(f"{path} is given for {found[path]} and for {group}; name it once.")
     return found
+
+
+def table_of(entry: Path) -> Path | None:
+    """The manifest that an input is, or that a folder is read by; None where there is none. InputError for a
+    manifest.csv that is no UTF-8 CSV or lists nothing.
+    """
+    if entry.is_file():
+        return entry if entry.suffix.lower() == ".csv" else None
+    table = entry / "manifest.csv"
+    return table if table.is_file() and "path" in read_rows(table, ())[0][1] else None
 
 
 def _inside(folder: Path) -> list[Path]:
