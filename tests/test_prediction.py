@@ -57,3 +57,17 @@ def test_a_folder_with_a_manifest_is_read_by_it(tmp_path: Path, capsys: pytest.C
     assert {Path(path).name: group for path, group in found.items()} == {"2.png": "A", "1.png": "B", "3.png": "A"}
     table.write_text("image,patient_id\n1.png,A\n")  # somebody else's table
     assert set(list_images([tmp_path], by_group=True).values()) == {str(tmp_path), str(tmp_path / "deep")}
+
+
+def test_patients_of_two_tables_are_two_though_they_have_one_number(tmp_path: Path) -> None:
+    for name in ("1.png", "2.png", "3.png", "4.png", "5.png"):
+        write(tmp_path / name)
+    one, two = tmp_path / "one.csv", tmp_path / "two.csv"
+    one.write_text("path,patient_id\n1.png,7\n2.png,7\n3.png,8\n")
+    two.write_text("path,patient_id\n4.png,7\n5.png,9\n")
+    groups = list(list_images([one, two], by_group=True).values())
+    assert groups == [f"{one}: 7", f"{one}: 7", "8", f"{two}: 7", "9"]
+    assert list(list_images([one, one], by_group=True).values()) == ["7", "7", "8"]
+    two.write_text("path,patient_id\n1.png,7\n")
+    with pytest.raises(InputError, match=r"1.png is given for .*one.csv: 7 and for .*two.csv: 7; name it once"):
+        list_images([one, two], by_group=True)

@@ -4,7 +4,8 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,18 @@ from dcube.errors import InputError
 from dcube.files import check_writable, write_json, write_text
 
 Row = dict[str, Any]
+Group = tuple[str, str]  # the manifest that names it, empty where it is a folder; its name
 
 
 def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str]:
     """Image path -> group, in order and each once, for files, folders and CSV manifests. A folder is searched to any
     depth, or read by its manifest.csv where that has a column path, which is said on stderr.
 
-    The group is the parent folder, or the manifest's group_id (else patient_id) column. Raises InputError for a
-    missing file, a folder without images, and with `by_group` a manifest without a group column and an image of two
-    groups.
+    The group is the parent folder, or the manifest's group_id (else patient_id) column. Groups of two manifests are two
+    also where they have one name; then the manifest stands before it. Raises InputError for a missing file, a folder
+    without images, and with `by_group` a manifest without a group column and an image of two groups.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Group] = {}
     for entry in inputs:
         if (table := table_of(entry)) is not None:
             pairs = _read_manifest(table, by_group)
@@ -35,16 +37,25 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
             inside = _inside(entry)
             if not inside:
                 raise InputError(f"The folder {entry} holds no images ({', '.join(SUFFIXES)}).")
-            pairs = [(str(path), str(path.parent)) for path in inside]
+            pairs = [(str(path), ("", str(path.parent))) for path in inside]
         elif not entry.is_file():
             raise InputError(f"There is no file or folder {entry}.")
         else:
-            pairs = [(str(entry), str(entry.parent))]
+            pairs = [(str(entry), ("", str(entry.parent)))]
         for path, group in pairs:
             check_name(path)
-            if found.setdefault(path, group) != group and by_group:
-                raise InputError(f"{path} is given for {found[path]} and for {group}; name it once.")
-    return found
+            if (known := found.setdefault(path, group)) != group and by_group:
+                names = _told_apart([known, group])
+                raise InputError(f"{path} is given for {names[known]} and for {names[group]}; name it once.")
+    names = _told_apart(found.values())
+    return {path: names[group] for path, group in found.items()}
+
+
+def _told_apart(groups: Iterable[Group]) -> dict[Group, str]:
+    """The name of every group, with its manifest before it where others have groups of that name."""
+    held = set(groups)
+    count = Counter(name for _, name in held)
+    return {group: ": ".join(filter(None, group)) if count[group[1]] > 1 else group[1] for group in held}
 
 
 def table_of(entry: Path) -> Path | None:
@@ -81,14 +92,14 @@ def _inside(folder: Path) -> list[Path]:
     return images
 
 
-def _read_manifest(manifest: Path, by_group: bool) -> list[tuple[str, str]]:
+def _read_manifest(manifest: Path, by_group: bool) -> list[tuple[str, Group]]:
     rows = [row for _, row in read_rows(manifest, ("path",))]
     if by_group and not {"group_id", "patient_id"} & rows[0].keys():
         raise InputError(f"The manifest {manifest} has no column group_id or patient_id, which --by-group needs.")
     pairs = [(manifest.parent / path_of(row), group_of(row)) for row in rows]
     if missing := [str(path) for path, _ in pairs if not path.is_file()]:
         raise InputError(f"The manifest {manifest} names {len(missing)} missing file(s), the first being {missing[0]}.")
-    return [(str(path), name) for path, name in pairs]
+    return [(str(path), (str(manifest), name)) for path, name in pairs]
 
 
 def average_groups(rows: Sequence[Row], group_of: Mapping[str, str]) -> list[Row]:
