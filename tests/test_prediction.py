@@ -1,5 +1,6 @@
 """What `dcube predict` takes for images."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,15 @@ def test_what_is_passed_over_is_told(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "b.txt").touch()
     list_images([tmp_path])
     assert "2 other files are passed over, such as 2.webp" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_is_no_image_and_a_link_to_nothing_a_broken_one(tmp_path: Path) -> None:
+    """Reading a pipe would wait for ever."""
+    image = write(tmp_path / "1.png")
+    os.mkfifo(tmp_path / "2.png")
+    (tmp_path / "3.png").symlink_to(tmp_path / "gone.png")
+    assert list(list_images([tmp_path])) == [str(image), str(tmp_path / "3.png")]
 
 
 def test_an_image_of_two_patients(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dcube.data.decode import SUFFIXES
-from dcube.data.folders import check_name, hidden
+from dcube.data.folders import check_name, hidden, is_odd
 from dcube.data.manifest import group_of, path_of, read_rows
 from dcube.errors import InputError
 from dcube.files import check_writable, write_json, write_text
@@ -70,7 +70,7 @@ def table_of(entry: Path) -> Path | None:
 
 def _inside(folder: Path) -> list[Path]:
     """Image files at any depth, of linked folders too and not of hidden ones, as in training; sorted. How many others
-    there are is said on stderr. Raises PermissionError where a folder below cannot be read.
+    there are, such as pipes, is said on stderr. Raises PermissionError where a folder below cannot be read.
     """
 
     def refuse(error: OSError) -> None:
@@ -85,7 +85,7 @@ def _inside(folder: Path) -> list[Path]:
                 folders.append(name)
                 visited.add(real)
         found += [Path(place) / name for name in files if not hidden(name)]
-    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES)
+    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES and not is_odd(path))
     if len(found) > len(images) > 0:
         others = sorted({*found} - {*images})
         print(f"{folder}: {len(others)} other files are passed over, such as {others[0].name}", file=sys.stderr)
