@@ -219,6 +219,29 @@ def test_predict_refuses_where_it_cannot_write_before_any_work(images: Path) -> 
     assert result.exit_code == 2 and "cannot be written" in result.stderr
 
 
+@pytest.mark.parametrize("verb", ["predict", "audit"])
+def test_a_file_cannot_be_written_over_a_folder_or_into_a_closed_one(
+    verb: str, images: Path, fake_api: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before any work: in a closed folder not even a file that is writable itself can be replaced."""
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("work was done")
+
+    fake_api.load = work
+    monkeypatch.setattr("dcube.preparing.audit", work)
+    command = (verb, "run", images) if verb == "predict" else (verb, images)
+    (tmp_path / "x.json").mkdir()
+    result = run(*command, "--out", tmp_path / "x.json")
+    assert result.exit_code == 2 and "x.json is a folder; give the name of a file" in result.stderr
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "y.json").touch()
+    monkeypatch.setattr("dcube.files.os.access", lambda place, mode: Path(place) != closed)
+    result = run(*command, "--out", closed / "y.json")
+    assert result.exit_code == 2 and f"y.json cannot be written: {closed} is not writable" in result.stderr
+
+
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs file names that are bytes")
 def test_predict_refuses_a_name_that_no_table_could_hold(images: Path) -> None:
     (images / "ann" / os.fsdecode(b"f\xfcr.png")).touch()

@@ -13,7 +13,7 @@ from dcube.data.decode import SUFFIXES
 from dcube.data.folders import check_name, hidden, is_odd
 from dcube.data.manifest import group_of, path_of, read_rows
 from dcube.errors import InputError
-from dcube.files import check_writable, write_json, write_text
+from dcube.files import check_file_writable, write_json, write_text
 
 Row = dict[str, Any]
 Group = tuple[str, str]  # the manifest that names it, empty where it is a folder; its name
@@ -122,11 +122,11 @@ def average_groups(rows: Sequence[Row], group_of: Mapping[str, str]) -> list[Row
 
 
 def check_output(out: Path | None) -> None:
-    """InputError for a name that is neither .csv nor .json or cannot be written, before any work is done."""
+    """InputError for a name that is neither .csv nor .json or where no file can be written, before any work is done."""
     if out is not None and out.suffix.lower() not in (".csv", ".json"):
         raise InputError(f"--out {out} must end in .csv or .json.")
     if out is not None:
-        check_writable(out)
+        check_file_writable(out)
 
 
 def write_rows(rows: Sequence[Row], out: Path | None) -> None:
