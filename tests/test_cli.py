@@ -219,6 +219,22 @@ def test_predict_refuses_where_it_cannot_write_before_any_work(images: Path) -> 
     assert result.exit_code == 2 and "cannot be written" in result.stderr
 
 
+def test_predict_does_not_write_over_what_it_reads(images: Path, tmp_path: Path) -> None:
+    (images / "manifest.csv").write_text("path\nann/1.png\n")
+    (images / "scan.json").write_text("an image by content")
+    (tmp_path / "link.csv").symlink_to(images / "manifest.csv")
+    for given, out in (
+        (images / "manifest.csv", images / "ann" / ".." / "manifest.csv"), (images, images / "manifest.csv"),
+        (images, tmp_path / "link.csv"), (images / "scan.json", images / "scan.json"),
+    ):  # fmt: skip
+        before = out.read_text()
+        result = run("predict", "run", given, "--out", out)
+        assert result.exit_code == 2 and "is one of the files to predict from" in result.stderr
+        assert out.read_text() == before
+    assert run("predict", "run", images, "--out", images / "new.csv").exit_code == 0
+    assert run("predict", "run", images, "--out", images / "new.csv").exit_code == 0, "an earlier table makes way"
+
+
 @pytest.mark.parametrize("verb", ["predict", "audit"])
 def test_a_file_cannot_be_written_over_a_folder_or_into_a_closed_one(
     verb: str, images: Path, fake_api: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

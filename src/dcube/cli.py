@@ -200,6 +200,7 @@ def predict(
 
     prediction.check_output(out)
     group_of = prediction.list_images(images, by_group)
+    prediction.refuse_overwriting(out, images, group_of)
     from dcube import api
 
     rows = api.load(run, device=device).predict_files(list(group_of))

@@ -129,6 +129,18 @@ def check_output(out: Path | None) -> None:
         check_file_writable(out)
 
 
+def refuse_overwriting(out: Path | None, inputs: Sequence[Path], images: Iterable[str]) -> None:
+    """InputError where `out` is one of the inputs, the manifest of one or one of the listed images, under whatever
+    name.
+    """
+    if out is None or not out.exists():
+        return
+    tables = [table for entry in inputs if (table := table_of(entry)) is not None]
+    place = os.path.realpath(out)
+    if any(os.path.realpath(one) == place for one in [*map(str, [*inputs, *tables]), *images]):
+        raise InputError(f"--out {out} is one of the files to predict from, and would be lost; name another file.")
+
+
 def write_rows(rows: Sequence[Row], out: Path | None) -> None:
     """Rows to a CSV or JSON file, or as CSV to stdout."""
     if out is not None and out.suffix.lower() == ".json":
