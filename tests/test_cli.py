@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import dcube
-from dcube.cli import app
+from dcube.cli import app, main
 from dcube.errors import DCubeError, InputError
 
 VERBS = ["demo", "prepare", "fit", "diffuse", "select", "classify", "evaluate", "report", "predict", "recipes"]
@@ -217,6 +218,17 @@ def test_predict_refuses_where_it_cannot_write_before_any_work(images: Path) -> 
     (images / "file").touch()
     result = run("predict", "run", images, "--out", images / "file" / "p.csv")
     assert result.exit_code == 2 and "cannot be written" in result.stderr
+
+
+def test_names_that_the_terminal_cannot_show(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "ann" / "\u0142.png").touch()
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "latin-1"))
+    monkeypatch.setattr(sys, "argv", ["dcube", "predict", "run", str(images / "ann")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert ended.value.code == 0 and "ann/\\u0142.png,b,0.7" in printed.getvalue().decode("latin-1")
 
 
 def test_predict_does_not_write_over_what_it_reads(images: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: each verb is a thin call of one function, imported when it runs."""
 
+import io
 import os
 import sys
 import time
@@ -231,6 +232,8 @@ def main() -> None:
     if team.is_helper():
         _help_out(debug="--debug" in sys.argv)
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no work
     with team.leading():
         app()
 
