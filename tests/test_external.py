@@ -12,23 +12,16 @@ import torch
 from PIL import Image
 
 from dcube import external
-from dcube.classifier.model import DCubeClassifier, Predictor
-from dcube.data.decode import Normalisation
+from dcube.classifier.model import Predictor
 from dcube.errors import InputError
 from dcube.external import AHEAD, ahead, predict_files, predict_raw, training_look, unlike_training
 from dcube.features.frozen import FrozenFeatures
-from tiny import randomise, tiny_diffusion, tiny_experiment
+from tiny import tiny_diffusion, tiny_predictor
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    experiment = tiny_experiment()
-    frozen = FrozenFeatures(tiny_diffusion(), [1, 3], "clean", 4)
-    model = DCubeClassifier(experiment.classifier, 3, [shape[0] for shape in frozen.shapes])
-    randomise(model.head)
-    model.eval().requires_grad_(False)
-    metadata = {"normalisation": Normalisation(32, 1, "pad", 8, 0, 255).to_dict(), "look": {"brightness": [0.2, 0.8]}}
-    return Predictor(model, frozen, experiment.classifier, experiment.features, ["a", "b", "c"], metadata)
+    return tiny_predictor()
 
 
 def test_small_images_are_like_a_training_on_small_ones(predictor: Predictor) -> None:

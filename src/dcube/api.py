@@ -200,7 +200,8 @@ class DCube:
         """Class probabilities [N, K] float64, in the order of `classes`.
 
         images: a list of file paths or of arrays [H, W] / [H, W, 3] (raw pixels, as in a file), or one array or
-        tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read.
+        tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read, and for more bits
+        per value than training images of 8 had.
         """
         from dcube import external
 
@@ -242,11 +243,15 @@ class DCube:
     def _raw(self, image: Any) -> np.ndarray:
         """Pixels of a file, or of one array of a list, checked as those of a file are."""
         from dcube.data.decode import checked, read_image
+        from dcube.external import refuse_deeper
 
+        bits = self._predictor.metadata["normalisation"]["bits"]
         if isinstance(image, str | Path):
-            return read_image(image)
+            pixels = read_image(image)
+            refuse_deeper(pixels, bits, str(image))
+            return pixels
         pixels = checked(np.asarray(image), "an array of the list")
-        if self._predictor.metadata["normalisation"]["bits"] == 8 and pixels.dtype != np.uint8:
+        if bits == 8 and pixels.dtype != np.uint8:
             raise InputError(
                 f"Arrays in a list are raw pixels, for this run uint8, not {np.asarray(image).dtype};"
                 " give values in [0, 1] as one array [N, C, S, S]."

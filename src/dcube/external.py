@@ -154,6 +154,15 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
     return "; ".join(notes)
 
 
+def refuse_deeper(raw: np.ndarray, bits: int, name: str) -> None:
+    """InputError where a raw image has more than 8 bits per value and the training images had 8 (`bits`)."""
+    if raw.dtype != np.uint8 and bits == 8:
+        raise InputError(
+            f"{name} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8; convert the images as"
+            " those were."
+        )
+
+
 def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
     """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv.
 
@@ -201,11 +210,7 @@ def _answers(
             raw = images.read(record)
         except InputError as error:
             return error
-        if raw.dtype != np.uint8 and normalisation.bits == 8:
-            raise InputError(
-                f"{record.path} of {data} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8;"
-                " convert the images as those were."
-            )
+        refuse_deeper(raw, normalisation.bits, f"{record.path} of {data}")
         if mark(raw) in own:
             known.append(record.path)
         pixels = normalisation.apply(raw)
