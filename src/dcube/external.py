@@ -76,11 +76,24 @@ def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
     return predictor(resize(pixels, small), resize(pixels, large)).cpu().double().numpy()
 
 
-def predict_files(predictor: Predictor, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per readable file: path, predicted, confidence, p_<class>, warning.
+def names_of(paths: Iterable[Any]) -> list[str]:
+    """Paths as text. InputError for one path in place of a list, and for what is no path."""
+    if isinstance(paths, str | bytes | os.PathLike) or getattr(paths, "ndim", 1) == 0:
+        raise InputError("This takes a list of image files; put the one path into a list.")
+    try:
+        return [str(os.fsdecode(path)) for path in paths]
+    except TypeError as error:
+        raise InputError(f"This takes a list of paths of image files ({error}).") from error
 
-    Unreadable files are named on stderr and left out; InputError where none is left.
+
+def predict_files(predictor: Predictor, paths: Iterable[Any]) -> list[dict[str, Any]]:
+    """A row per readable file: path, predicted, confidence, p_<class>, warning. paths: text or `Path`s.
+
+    Unreadable files are named on stderr and left out; InputError where none is left of some.
     """
+    paths = names_of(paths)
+    if not paths:
+        return []
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
     read: list[str] = []
     broken: list[str] = []
