@@ -2,6 +2,7 @@
 
 import csv
 import errno
+import io
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import dcube
-from dcube.cli import app
+from dcube.cli import app, main
 from dcube.errors import DCubeError, InputError
 
 VERBS = ["demo", "prepare", "fit", "diffuse", "select", "classify", "evaluate", "report", "predict", "recipes"]
@@ -217,6 +218,56 @@ def test_predict_refuses_where_it_cannot_write_before_any_work(images: Path) -> 
     (images / "file").touch()
     result = run("predict", "run", images, "--out", images / "file" / "p.csv")
     assert result.exit_code == 2 and "cannot be written" in result.stderr
+
+
+def test_names_that_the_terminal_cannot_show(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "ann" / "\u0142.png").touch()
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "latin-1"))
+    monkeypatch.setattr(sys, "argv", ["dcube", "predict", "run", str(images / "ann")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    sys.stdout.flush()
+    assert ended.value.code == 0 and "ann/\\u0142.png,b,0.7" in printed.getvalue().decode("latin-1")
+
+
+def test_predict_does_not_write_over_what_it_reads(images: Path, tmp_path: Path) -> None:
+    (images / "manifest.csv").write_text("path\nann/1.png\n")
+    (images / "scan.json").write_text("an image by content")
+    (tmp_path / "link.csv").symlink_to(images / "manifest.csv")
+    for given, out in (
+        (images / "manifest.csv", images / "ann" / ".." / "manifest.csv"), (images, images / "manifest.csv"),
+        (images, tmp_path / "link.csv"), (images / "scan.json", images / "scan.json"),
+    ):  # fmt: skip
+        before = out.read_text()
+        result = run("predict", "run", given, "--out", out)
+        assert result.exit_code == 2 and "is one of the files to predict from" in result.stderr
+        assert out.read_text() == before
+    assert run("predict", "run", images, "--out", images / "new.csv").exit_code == 0
+    assert run("predict", "run", images, "--out", images / "new.csv").exit_code == 0, "an earlier table makes way"
+
+
+@pytest.mark.parametrize("verb", ["predict", "audit"])
+def test_a_file_cannot_be_written_over_a_folder_or_into_a_closed_one(
+    verb: str, images: Path, fake_api: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before any work: in a closed folder not even a file that is writable itself can be replaced."""
+
+    def work(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("work was done")
+
+    fake_api.load = work
+    monkeypatch.setattr("dcube.preparing.audit", work)
+    command = (verb, "run", images) if verb == "predict" else (verb, images)
+    (tmp_path / "x.json").mkdir()
+    result = run(*command, "--out", tmp_path / "x.json")
+    assert result.exit_code == 2 and "x.json is a folder; give the name of a file" in result.stderr
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "y.json").touch()
+    monkeypatch.setattr("dcube.files.os.access", lambda place, mode: Path(place) != closed)
+    result = run(*command, "--out", closed / "y.json")
+    assert result.exit_code == 2 and f"y.json cannot be written: {closed} is not writable" in result.stderr
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="needs file names that are bytes")

@@ -12,23 +12,18 @@ import torch
 from PIL import Image
 
 from dcube import external
-from dcube.classifier.model import DCubeClassifier, Predictor
-from dcube.data.decode import Normalisation
+from dcube.classifier.model import Predictor
+from dcube.data.decode import read_image
+from dcube.data.readers import AHEAD, Room, ahead
 from dcube.errors import InputError
-from dcube.external import AHEAD, ahead, predict_files, predict_raw, training_look, unlike_training
+from dcube.external import predict_files, predict_raw, training_look, unlike_training
 from dcube.features.frozen import FrozenFeatures
-from tiny import randomise, tiny_diffusion, tiny_experiment
+from tiny import tiny_diffusion, tiny_predictor
 
 
 @pytest.fixture
 def predictor() -> Predictor:
-    experiment = tiny_experiment()
-    frozen = FrozenFeatures(tiny_diffusion(), [1, 3], "clean", 4)
-    model = DCubeClassifier(experiment.classifier, 3, [shape[0] for shape in frozen.shapes])
-    randomise(model.head)
-    model.eval().requires_grad_(False)
-    metadata = {"normalisation": Normalisation(32, 1, "pad", 8, 0, 255).to_dict(), "look": {"brightness": [0.2, 0.8]}}
-    return Predictor(model, frozen, experiment.classifier, experiment.features, ["a", "b", "c"], metadata)
+    return tiny_predictor()
 
 
 def test_small_images_are_like_a_training_on_small_ones(predictor: Predictor) -> None:
@@ -74,6 +69,35 @@ def test_work_is_done_while_the_caller_works_and_its_error_comes_in_its_turn() -
     assert [next(results), next(results)] == [1, 2]
     with pytest.raises(InputError, match="the fourth"):
         next(results)
+
+
+def test_large_images_are_decoded_one_after_another_and_small_ones_side_by_side(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dcube.data.readers.os.cpu_count", lambda: 8)
+    monkeypatch.setattr(external, "Room", lambda: Room(2 * 40 * 40))
+    names = [str(tmp_path / f"{i:02}-{40 if i % 2 else 60}.png") for i in range(24)]
+    for name in names:
+        side = int(name[-6:-4])
+        Image.fromarray(np.zeros((side, side), np.uint8)).save(name)
+    Path(names[5]).write_bytes(b"no image")  # of unknown size
+    large, lock = {names[5], *names[::2]}, threading.Lock()
+    inside: list[str] = []
+    seen: set[tuple[int, int]] = set()  # how many large and small ones were read at once
+
+    def read(path: str) -> np.ndarray:
+        with lock:
+            inside.append(path)
+            seen.add((len(large & {*inside}), len({*inside} - large)))
+        time.sleep(0.02)
+        with lock:
+            inside.remove(path)
+        return read_image(path)
+
+    monkeypatch.setattr(external, "read_image", read)
+    assert len(predict_files(predictor, names)) == 23 and seen == {(1, 0), (0, 1), (0, 2)}
+    seen.clear()
+    assert len(np.concatenate(list(predict_raw(predictor, names[6:], read)))) == 18 and seen == {(1, 0), (0, 1), (0, 2)}
 
 
 def images(count: int) -> list[np.ndarray]:

@@ -7,14 +7,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from dcube.classifier.model import DCubeClassifier, Predictor
 from dcube.config import DataConfig, DiffusionConfig, Experiment
 from dcube.data.dataset import ImageData
+from dcube.data.decode import Normalisation
 from dcube.data.records import ImageSet, Record
 from dcube.data.store import build_store
 from dcube.diffusion.backbone import Denoiser
 from dcube.diffusion.build import build_denoiser
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion
+from dcube.features.frozen import FrozenFeatures
 
 CLASSES = ("benign", "malignant", "normal")
 
@@ -87,3 +90,14 @@ def tiny_diffusion(seed: int = 0, config: DiffusionConfig | None = None, channel
     model.eval().requires_grad_(False)
     schedule = Schedule.of(config)
     return Diffusion(model, schedule, config, channels, list(CLASSES))
+
+
+def tiny_predictor() -> Predictor:
+    """A classifier with random weights of 8-bit grey images, 32 px, and the classes a, b and c."""
+    experiment = tiny_experiment()
+    frozen = FrozenFeatures(tiny_diffusion(), [1, 3], "clean", 4)
+    model = DCubeClassifier(experiment.classifier, 3, [shape[0] for shape in frozen.shapes])
+    randomise(model.head)
+    model.eval().requires_grad_(False)
+    metadata = {"normalisation": Normalisation(32, 1, "pad", 8, 0, 255).to_dict(), "look": {"brightness": [0.2, 0.8]}}
+    return Predictor(model, frozen, experiment.classifier, experiment.features, ["a", "b", "c"], metadata)

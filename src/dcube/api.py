@@ -1,5 +1,6 @@
 """The program from Python: `fit` a folder of scans, `load` the result, ask it."""
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -199,27 +200,29 @@ class DCube:
     def predict_proba(self, images: Any) -> np.ndarray:
         """Class probabilities [N, K] float64, in the order of `classes`.
 
-        images: a list of file paths or of arrays [H, W] / [H, W, 3] (raw pixels, as in a file), or one array or
-        tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read.
+        images: a list (or array) of file paths or of arrays [H, W] / [H, W, 3] (raw pixels, as in a file), or one array
+        or tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read, and for more
+        bits per value than training images of 8 had.
         """
         from dcube import external
 
-        if hasattr(images, "ndim"):
+        listed = getattr(getattr(images, "dtype", None), "kind", "") in tuple("USO")  # an array of paths
+        if isinstance(images, str | bytes | Path) or (listed and images.ndim == 0):
+            raise InputError("predict_proba takes a list of images; put the one image into a list.")
+        if hasattr(images, "ndim") and not listed:
             stack = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, dtype=np.float32)
             return self._predict_stack(stack)
-        if isinstance(images, str | Path):
-            raise InputError("predict_proba takes a list of images; put the one image into a list.")
         chunks = list(external.predict_raw(self._predictor, images, self._raw))
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.classes)))
 
-    def predict_files(self, paths: Sequence[str]) -> list[dict[str, Any]]:
+    def predict_files(self, paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         """A row per image file: path, predicted, confidence, p_<class>, warning (where it looks unlike training)."""
         from dcube import external
 
         return external.predict_files(self._predictor, paths)
 
     def explain(
-        self, paths: Sequence[str], out: str | Path, class_name: str | None = None, grid: int | None = None
+        self, paths: Sequence[str | Path], out: str | Path, class_name: str | None = None, grid: int | None = None
     ) -> list[dict[str, Any]]:
         """Pictures of what an answer hangs on, for image files: see `explanation.write_explanations`. class_name: the
         class that is asked about, None: the predicted one; grid: cells of an image's side that are told apart.
@@ -242,11 +245,16 @@ class DCube:
     def _raw(self, image: Any) -> np.ndarray:
         """Pixels of a file, or of one array of a list, checked as those of a file are."""
         from dcube.data.decode import checked, read_image
+        from dcube.external import refuse_deeper
 
-        if isinstance(image, str | Path):
-            return read_image(image)
+        bits = self._predictor.metadata["normalisation"]["bits"]
+        if isinstance(image, str | bytes | Path):
+            path = os.fsdecode(image)
+            pixels = read_image(path)
+            refuse_deeper(pixels, bits, path)
+            return pixels
         pixels = checked(np.asarray(image), "an array of the list")
-        if self._predictor.metadata["normalisation"]["bits"] == 8 and pixels.dtype != np.uint8:
+        if bits == 8 and pixels.dtype != np.uint8:
             raise InputError(
                 f"Arrays in a list are raw pixels, for this run uint8, not {np.asarray(image).dtype};"
                 " give values in [0, 1] as one array [N, C, S, S]."

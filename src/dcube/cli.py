@@ -1,5 +1,6 @@
 """The command line: each verb is a thin call of one function, imported when it runs."""
 
+import io
 import os
 import sys
 import time
@@ -200,6 +201,7 @@ def predict(
 
     prediction.check_output(out)
     group_of = prediction.list_images(images, by_group)
+    prediction.refuse_overwriting(out, images, group_of)
     from dcube import api
 
     rows = api.load(run, device=device).predict_files(list(group_of))
@@ -230,6 +232,8 @@ def main() -> None:
     if team.is_helper():
         _help_out(debug="--debug" in sys.argv)
         return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no work
     with team.leading():
         app()
 

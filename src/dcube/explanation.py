@@ -5,7 +5,7 @@ CNN and readers together.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch.nn import functional
 from dcube.classifier.model import Predictor
 from dcube.data.decode import Normalisation, read_image
 from dcube.errors import InputError
-from dcube.external import CHUNK, predict_stored, unlike_training
+from dcube.external import CHUNK, names_of, predict_stored, unlike_training
 from dcube.files import read_json, write_json
 from dcube.progress import progress
 from dcube.samples import save
@@ -104,7 +104,7 @@ def overlay(image: np.ndarray, drop: np.ndarray) -> np.ndarray:
 
 
 def write_explanations(
-    predictor: Predictor, paths: Sequence[str], out: Path, class_name: str | None = None, grid: int = GRID,
+    predictor: Predictor, paths: Iterable[Any], out: Path, class_name: str | None = None, grid: int = GRID,
     seed: int = 0,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """A picture per image file, OUT/0001-NAME.png (see `overlay`), and OUT/explanations.json; returns its rows: path,
@@ -112,9 +112,12 @@ def write_explanations(
     image looks unlike training). Files that cannot be read are named and left out; earlier explanations in OUT make
     way.
 
-    InputError for an unknown class, a grid that images of this size do not have, where no file can be read, and where
-    OUT holds anything else.
+    InputError for an unknown class, a grid that images of this size do not have, where no file is given or can be read,
+    and where OUT holds anything else.
     """
+    paths = names_of(paths)
+    if not paths:
+        raise InputError("There is no image to explain; give one file at least.")
     if class_name is not None and class_name not in predictor.classes:
         raise InputError(f"There is no class '{class_name}'; this run knows {', '.join(predictor.classes)}.")
     label = None if class_name is None else predictor.classes.index(class_name)

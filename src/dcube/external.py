@@ -3,9 +3,7 @@
 import os
 import re
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,6 +15,7 @@ import torch
 from dcube.classifier.model import Predictor
 from dcube.data.dataset import resize
 from dcube.data.decode import Normalisation, is_colour, read_image
+from dcube.data.readers import Room, ahead
 from dcube.data.records import ImageSet, Record
 from dcube.data.seen import CONTENT, mark, marks_of
 from dcube.data.sources import open_images
@@ -30,26 +29,7 @@ from dcube.tables import write_predictions
 from dcube.training.state import load_metadata
 
 CHUNK = 32  # images per forward
-AHEAD = 2 * CHUNK  # images at the stored size that wait for the model: memory does not grow with their number
-READERS = 8  # threads that decode, at most
 Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def ahead(items: Iterable[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
-    """work(item) for every item, in order, by threads that run at most `AHEAD` items ahead of the caller. An exception
-    of `work` is raised when its turn comes."""
-    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1))
-    waiting: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(work, item))
-            if len(waiting) == AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def predict_raw(
@@ -58,7 +38,13 @@ def predict_raw(
     """Probabilities [n, K] float64, chunk by chunk; read(item) gives raw pixels [H, W] or [H, W, 3] of any size and
     type, and is called by several threads."""
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
-    return predict_chunks(predictor, ahead(items, lambda item: normalisation.apply(read(item))))
+    room = Room()
+
+    def prepare(item: Item) -> np.ndarray:
+        with room.of(item):
+            return normalisation.apply(read(item))
+
+    return predict_chunks(predictor, ahead(items, prepare))
 
 
 def predict_chunks(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -76,23 +62,38 @@ def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
     return predictor(resize(pixels, small), resize(pixels, large)).cpu().double().numpy()
 
 
-def predict_files(predictor: Predictor, paths: Sequence[str]) -> list[dict[str, Any]]:
-    """A row per readable file: path, predicted, confidence, p_<class>, warning.
+def names_of(paths: Iterable[Any]) -> list[str]:
+    """Paths as text. InputError for one path in place of a list, and for what is no path."""
+    if isinstance(paths, str | bytes | os.PathLike) or getattr(paths, "ndim", 1) == 0:
+        raise InputError("This takes a list of image files; put the one path into a list.")
+    try:
+        return [str(os.fsdecode(path)) for path in paths]
+    except TypeError as error:
+        raise InputError(f"This takes a list of paths of image files ({error}).") from error
 
-    Unreadable files are named on stderr and left out; InputError where none is left.
+
+def predict_files(predictor: Predictor, paths: Iterable[Any]) -> list[dict[str, Any]]:
+    """A row per readable file: path, predicted, confidence, p_<class>, warning. paths: text or `Path`s.
+
+    Unreadable files are named on stderr and left out; InputError where none is left of some.
     """
+    paths = names_of(paths)
+    if not paths:
+        return []
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
     read: list[str] = []
     broken: list[str] = []
     notes: list[str] = []
+    room = Room()
 
     def prepare(path: str) -> tuple[np.ndarray, str] | InputError:
-        try:
-            raw = read_image(path)
-        except InputError as error:
-            return error
-        stored = normalisation.apply(raw)
-        return stored, unlike_training(raw, predictor.metadata, stored)
+        with room.of(path):
+            try:
+                raw = read_image(path)
+            except InputError as error:
+                return error
+            stored = normalisation.apply(raw)
+            return stored, unlike_training(raw, predictor.metadata, stored)
 
     def images() -> Iterator[np.ndarray]:
         with progress("prediction", len(paths)) as advance:
@@ -154,6 +155,15 @@ def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarra
     return "; ".join(notes)
 
 
+def refuse_deeper(raw: np.ndarray, bits: int, name: str) -> None:
+    """InputError where a raw image has more than 8 bits per value and the training images had 8 (`bits`)."""
+    if raw.dtype != np.uint8 and bits == 8:
+        raise InputError(
+            f"{name} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8; convert the images as"
+            " those were."
+        )
+
+
 def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
     """Metrics on another set of images with the same class names; RUN/evaluation/external-NAME.json and .csv.
 
@@ -195,21 +205,19 @@ def _answers(
     warnings: list[str] = []
     known: list[str] = []
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
+    room = Room()
 
     def prepare(record: Record) -> tuple[np.ndarray, str] | InputError:
-        try:
-            raw = images.read(record)
-        except InputError as error:
-            return error
-        if raw.dtype != np.uint8 and normalisation.bits == 8:
-            raise InputError(
-                f"{record.path} of {data} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8;"
-                " convert the images as those were."
-            )
-        if mark(raw) in own:
-            known.append(record.path)
-        pixels = normalisation.apply(raw)
-        return pixels, unlike_training(raw, predictor.metadata, pixels)
+        with room.of(None if images.root is None else images.root / record.path):
+            try:
+                raw = images.read(record)
+            except InputError as error:
+                return error
+            refuse_deeper(raw, normalisation.bits, f"{record.path} of {data}")
+            if mark(raw) in own:
+                known.append(record.path)
+            pixels = normalisation.apply(raw)
+            return pixels, unlike_training(raw, predictor.metadata, pixels)
 
     def stored() -> Iterator[np.ndarray]:
         for record, found in zip(images.records, ahead(images.records, prepare), strict=True):

@@ -43,6 +43,18 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path} cannot be written: {place} is not writable; choose another place.")
 
 
+def check_file_writable(path: Path) -> None:
+    """InputError where `atomic_write` could not put a file: a folder, or a place where it or its folder is not
+    writable; nothing is written.
+    """
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file.")
+    check_writable(path)
+    folder = path.absolute().parent
+    if folder.is_dir() and not os.access(folder, os.W_OK):  # the file is first written beside its place
+        raise InputError(f"{path} cannot be written: {folder} is not writable; choose another place.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))

@@ -7,7 +7,7 @@ import typer
 
 from dcube.console import guarded, print_probe
 from dcube.errors import InputError
-from dcube.files import check_writable, write_json
+from dcube.files import check_file_writable, write_json
 from dcube.options import Data, Debug, Device, Recipe, RunFolder, Seed, Set
 
 
@@ -27,7 +27,7 @@ def audit(
     if out is not None and out.suffix.lower() != ".json":
         raise InputError(f"--out {out} must end in .json.")
     if out is not None:
-        check_writable(out)
+        check_file_writable(out)
     found = preparing.audit(data, recipe=recipe, overrides=set_ or (), seed=seed)
     if out is not None:
         write_json(out, found)

@@ -49,16 +49,16 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path], int]:
     for entry in entries:
         if entry.is_dir():
             folders += [] if hidden(entry.name) else [Path(entry.path)]
-        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES) and not _is_odd(entry):
+        elif not hidden(entry.name) and entry.name.lower().endswith(SUFFIXES) and not is_odd(entry):
             images.append(Path(entry.path))
         else:
             others += 1
     return folders, images, others
 
 
-def _is_odd(entry: os.DirEntry[str]) -> bool:
+def is_odd(entry: os.DirEntry[str] | Path) -> bool:
     """A pipe, a socket or a device, which nobody can read as a file."""
-    return not entry.is_file() and os.path.exists(entry.path)  # a link to nothing is read, and named as broken
+    return not entry.is_file() and os.path.exists(entry)  # a link to nothing is read, and named as broken
 
 
 def hidden(name: str) -> bool:
