@@ -33,6 +33,7 @@ def opened(
     Settings with which the stage is refused are taken back.
     """
     run = Run.open(path)
+    run.refuse_lost_stamps()
     if run.sets and stage not in ("diffuse", "report"):
         raise InputError(
             f"{path} is a pre-training without labels; `dcube fit DATA --out RUN --set"

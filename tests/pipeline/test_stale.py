@@ -1,5 +1,6 @@
-"""Nothing that was made with older weights stays beside newer ones."""
+"""Nothing that was made with older weights stays beside newer ones, and nothing is lost with a run's stamps."""
 
+import shutil
 from pathlib import Path
 
 from tiny_fit import PHANTOM, contents, done, metrics, refused, write_image
@@ -25,3 +26,21 @@ def test_a_step_1_that_has_ended_takes_nothing(copied: Path) -> None:
     before = contents(copied)
     done("diffuse", copied)
     assert contents(copied) == before
+
+
+def test_a_copy_without_the_hidden_file_is_left_as_it_is(copied: Path, recipe: Path, tmp_path: Path) -> None:
+    image = write_image(tmp_path / "new.png", 1)
+    predicted = done("predict", copied, image).stdout
+    (copied / ".stages.json").rename(tmp_path / "stages.json")
+    before = contents(copied)
+    fit = ("fit", PHANTOM, "--out", copied, "--recipe", recipe)
+    stages = ("diffuse", "select", "classify", "evaluate", "report", "probe")
+    for verb in (fit, (*fit, "--no-test"), (*fit, "--restart", "--again"), *((stage, copied) for stage in stages)):
+        assert "lacks its hidden file .stages.json" in refused(*verb)
+    assert contents(copied) == before
+    assert done("predict", copied, image).stdout == predicted
+    shutil.rmtree(copied / "diffusion")  # the test figures alone tell that it was seen
+    assert "copy the folder itself" in refused(*fit)
+    shutil.rmtree(copied / "evaluation")
+    (tmp_path / "stages.json").rename(copied / ".stages.json")
+    assert "--again" in refused(*fit, "--seed", 1, "--restart")
