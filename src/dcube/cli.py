@@ -169,7 +169,7 @@ def evaluate(
         raise InputError("--data is evaluated whole, as often as you like; leave out --split and --again.")
     from dcube import opening, stages
 
-    with opening.opened(run, "evaluate", set_, device) as opened:
+    with opening.opened(run, "evaluate" if data is None else opening.APART, set_, device) as opened:
         metrics = stages.evaluate(opened, split or "val", again=again, data=data)
     print(result_table(metrics))
 

@@ -44,6 +44,7 @@ class Run:
         self.evaluation = self.path / "evaluation"
         self.report = self.path / "report.html"
         self._stamps = self.path / ".stages.json"
+        self._held: Experiment | None = None
 
     # ---- opening
     @classmethod
@@ -168,8 +169,12 @@ class Run:
 
     # ---- settings and data
     def settings(self) -> Experiment:
-        """The resolved settings of experiment.yaml."""
-        return parse_experiment(yaml.safe_load(self.experiment.read_text(encoding="utf-8")))
+        """The resolved settings: those that are held, else those of experiment.yaml."""
+        return self._held or parse_experiment(yaml.safe_load(self.experiment.read_text(encoding="utf-8")))
+
+    def hold(self, settings: Experiment) -> None:
+        """Settings of this object alone: experiment.yaml keeps its own."""
+        self._held = settings
 
     @property
     def sets(self) -> list[dict[str, str]]:
