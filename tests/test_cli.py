@@ -77,7 +77,7 @@ def test_lazy_exports() -> None:
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "No space left on the device; free"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/a"), 2, "runs/a cannot be read or"),
         (ValueError("what\nnow"), 1, "run again with --debug"),
-        (KeyboardInterrupt(), 130, "repeat the same command to continue"),
+        (KeyboardInterrupt(), 130, "repeat the same command to continue where it stopped"),
     ],
 )
 def test_errors_are_one_sentence_with_the_right_status(
@@ -89,6 +89,21 @@ def test_errors_are_one_sentence_with_the_right_status(
     assert words in result.stderr and result.stderr.count("\n") == 1
     assert "Traceback" not in result.output
     assert "Traceback" in run("fit", "scans", "--out", "run", "--debug").stderr
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device", "a.csv")])
+def test_a_verb_that_begins_anew_does_not_promise_to_go_on(
+    fake_api: SimpleNamespace, tmp_path: Path, error: BaseException
+) -> None:
+    fake_api.load = raising(error)
+    (tmp_path / "scan.png").touch()
+    for verb in (("predict",), ("explain", "--out", tmp_path / "pictures")):
+        said = run(verb[0], "run", tmp_path / "scan.png", *verb[1:]).stderr
+        assert "repeat the same command, which begins anew." in said and "continue" not in said
+    for verb in (("audit",), ("prepare", "--out", tmp_path / "store")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"dcube.preparing.{verb[0]}", raising(error))
+            assert "which begins anew." in run(verb[0], "scans", *verb[1:]).stderr
 
 
 def test_full_disk_behind_another_error(fake_api: SimpleNamespace) -> None:

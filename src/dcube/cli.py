@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from dcube import looking_cli, studies_cli
-from dcube.console import OneSentence, check_stage, guarded, print_result, result_table
+from dcube.console import OneSentence, check_stage, continued, guarded, print_result, result_table
 from dcube.errors import InputError
 from dcube.options import RESTART, Data, Debug, Device, Recipe, RunFolder, Seed, Set
 from dcube.training import team
@@ -28,7 +28,7 @@ app = typer.Typer(
 
 
 @app.command()
-@guarded
+@continued
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
     set_: Set = None,
@@ -63,7 +63,7 @@ def prepare(
 
 
 @app.command()
-@guarded
+@continued
 def fit(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder.")],
@@ -105,7 +105,7 @@ def fit(
 
 
 @app.command()
-@guarded
+@continued
 def diffuse(
     target: Annotated[list[str], typer.Argument(metavar="RUN|DATA...", help="A run folder, or sets of images.")],
     out: Annotated[Path | None, typer.Option(help="Run folder of a pre-training on the DATA given.")] = None,
@@ -145,7 +145,7 @@ def select(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug
 
 
 @app.command()
-@guarded
+@continued
 def classify(run: RunFolder, set_: Set = None, device: Device = None, debug: Debug = False) -> None:
     """Step 2 of a run: train the classifier on the chosen blocks."""
     from dcube import opening, stages
@@ -170,7 +170,7 @@ def evaluate(
         raise InputError("--data is evaluated whole, as often as you like; leave out --split and --again.")
     from dcube import opening, stages
 
-    with opening.opened(run, "evaluate", set_, device) as opened:
+    with opening.opened(run, "evaluate" if data is None else opening.APART, set_, device) as opened:
         metrics = stages.evaluate(opened, split or "val", again=again, data=data)
     print(result_table(metrics))
 
@@ -238,7 +238,7 @@ def main() -> None:
         app()
 
 
-@guarded
+@continued
 def _help_out(debug: Debug = False) -> None:
     from dcube import stages
 

@@ -39,8 +39,10 @@ class OneSentence(TyperGroup):
         raise SystemExit(status if isinstance(status, int) else 0)
 
 
-def guarded(verb: Callable[P, None]) -> Callable[P, None]:
-    """Turn what a verb raises into one sentence on stderr and an exit status; with `debug`, a traceback before it."""
+def guarded(verb: Callable[P, None], continues: bool = False) -> Callable[P, None]:
+    """Turn what a verb raises into one sentence on stderr and an exit status; with `debug`, a traceback before it.
+    continues: whether the repeated command goes on where it stopped.
+    """
 
     @wraps(verb)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -49,22 +51,28 @@ def guarded(verb: Callable[P, None]) -> Callable[P, None]:
         except (Exception, KeyboardInterrupt) as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
-            sentence, status = explain(error)
+            sentence, status = explain(error, continues)
             print(f"Error: {' '.join(sentence.split())}", file=sys.stderr)
             raise SystemExit(status) from None
 
     return run
 
 
-def explain(error: BaseException) -> tuple[str, int]:
-    """The sentence and the exit status for an exception."""
+def continued(verb: Callable[P, None]) -> Callable[P, None]:
+    """`guarded`, for a verb whose repeated command goes on where it stopped."""
+    return guarded(verb, continues=True)
+
+
+def explain(error: BaseException, continues: bool = False) -> tuple[str, int]:
+    """The sentence and the exit status for an exception of a verb, which when repeated `continues` or begins anew."""
+    again = "repeat the same command" + (" to continue where it stopped" if continues else ", which begins anew")
     if isinstance(error, KeyboardInterrupt):
-        return "Interrupted; repeat the same command to continue where it stopped.", INTERRUPTED
+        return f"Interrupted; {again}.", INTERRUPTED
     if isinstance(error, InputError):  # also of a full disk, where it knows more than what follows
         return str(error), error.exit_code
     if _disk_is_full(error):
         where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
-        return f"No space left on the device{where}; free some space and repeat the same command to continue.", 2
+        return f"No space left on the device{where}; free some space and {again}.", 2
     if isinstance(error, DCubeError):
         return str(error), error.exit_code
     if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename:

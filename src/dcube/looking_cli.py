@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from dcube.console import guarded, print_probe
+from dcube.console import continued, guarded, print_probe
 from dcube.errors import InputError
 from dcube.files import check_file_writable, write_json
 from dcube.options import Data, Debug, Device, Recipe, RunFolder, Seed, Set
@@ -70,7 +70,7 @@ def explain(
     prediction.write_rows([{name: row[name] for name in columns} for row in rows], None)
 
 
-@guarded
+@continued
 def sample(
     run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder for the images, new or of an earlier part of the same samples.")],

@@ -44,6 +44,7 @@ class Run:
         self.evaluation = self.path / "evaluation"
         self.report = self.path / "report.html"
         self._stamps = self.path / ".stages.json"
+        self._held: Experiment | None = None
 
     # ---- opening
     @classmethod
@@ -126,6 +127,18 @@ class Run:
                     f"{self.path} is not a run folder and holds other files ({', '.join(other[:3])});"
                     " give a new or empty folder as --out."
                 )
+        self.refuse_lost_stamps()
+
+    def refuse_lost_stamps(self) -> None:
+        """InputError where the file with the stamps of the stages is gone: the run would train again over its weights,
+        and its looks at the test split would be forgotten."""
+        made = [self.path / PROOF["diffuse"], self.evaluation / "metrics.json"]
+        if not self._stamps.is_file() and any(path.is_file() for path in made):
+            raise InputError(
+                f"{self.path} lacks its hidden file {self._stamps.name}, which says what is done and how often the test"
+                " split was seen; it was left behind when the folder was copied: copy the folder itself, not its"
+                " visible files, or give another --out. Prediction works without it."
+            )
 
     def restart(self, settings: Experiment, store_key: str) -> None:
         """Make way for other settings or data; where neither differs, remove everything this run has made, unless that
@@ -156,8 +169,12 @@ class Run:
 
     # ---- settings and data
     def settings(self) -> Experiment:
-        """The resolved settings of experiment.yaml."""
-        return parse_experiment(yaml.safe_load(self.experiment.read_text(encoding="utf-8")))
+        """The resolved settings: those that are held, else those of experiment.yaml."""
+        return self._held or parse_experiment(yaml.safe_load(self.experiment.read_text(encoding="utf-8")))
+
+    def hold(self, settings: Experiment) -> None:
+        """Settings of this object alone: experiment.yaml keeps its own."""
+        self._held = settings
 
     @property
     def sets(self) -> list[dict[str, str]]:

@@ -47,8 +47,9 @@ FLOOR_SIZE = 128  # pixels; what the floors look at
 def diffuse(run: Run, deadline: float | None = None) -> float:
     """Step 1: RUN/diffusion/model.safetensors. Of several image sets (a pre-training) no label is used.
 
-    Returns the seconds that probes took, which neither the log nor the deadline counts. InputError where
-    `diffusion.init` has seen images that this run is to be judged by.
+    Where it trains on, what later stages made with the older weights is removed. Returns the seconds that probes took,
+    which neither the log nor the deadline counts. InputError where `diffusion.init` has seen images that this run is to
+    be judged by.
     """
     settings, data = run.settings(), open_data(run)
     use_threads(settings.runtime)
@@ -62,6 +63,10 @@ def diffuse(run: Run, deadline: float | None = None) -> float:
     write_json(run.diffusion / "init.json", begun_with)
     summon("diffuse", run.path)
     result = _train_step1(run, deadline, probe)
+    outdated = run.selection.is_file()
+    run.begin("select", _select_inputs(run, settings))  # before the stamp: a repeated command comes here again
+    if outdated and not run.selection.is_file():
+        print("Step 1 has changed: the selection, the classifier and the figures made with the older one are removed.")
     if result.finished:
         run.mark_done("diffuse", inputs)
     return result.paused
@@ -93,8 +98,7 @@ def select(run: Run) -> dict[str, Any]:
     """The Gaussianity test (eq. 6): RUN/selection.json and selection.svg. Returns the selection."""
     settings, weights = run.settings(), _made(run.diffusion / "model.safetensors", "diffuse")
     use_threads(settings.runtime)
-    relevant = settings.features.model_dump(mode="json", exclude={"timesteps", "eval_timesteps", "cache_gb"})
-    inputs = digest([file_digest(weights), settings.seed, relevant])
+    inputs = _select_inputs(run, settings)
     if not run.is_done("select", inputs):
         check_models(settings)
         run.begin("select", inputs)
@@ -105,6 +109,12 @@ def select(run: Run) -> dict[str, Any]:
         run.mark_done("select", inputs)
     found: dict[str, Any] = read_json(run.selection)
     return found
+
+
+def _select_inputs(run: Run, settings: Experiment) -> str:
+    """Digest of all that the selection depends on."""
+    relevant = settings.features.model_dump(mode="json", exclude={"timesteps", "eval_timesteps", "cache_gb"})
+    return digest([file_digest(run.diffusion / "model.safetensors"), settings.seed, relevant])
 
 
 def classify(run: Run, deadline: float | None = None) -> Path:

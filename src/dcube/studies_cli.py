@@ -5,13 +5,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from dcube.console import guarded, numbers
+from dcube.console import continued, numbers
 from dcube.errors import InputError
 from dcube.options import Again, Budget, Debug, Device, Jobs, NoTest, Recipe, Seeds, Set, Size, Weights
 from dcube.training.team import refuse_team
 
 
-@guarded
+@continued
 def benchmark(
     data: Annotated[list[str] | None, typer.Argument(metavar="DATA...", help="Sets of images, as 'dcube fit'.")] = None,
     models: Annotated[str, typer.Option(help="Systems, as in dcube,resnet18,majority (see --list).")] = "",
@@ -58,7 +58,7 @@ LIST = (20, 40, 50, 12, 14, 0)  # widths of the columns
 Unlabelled = Annotated[bool, typer.Option("--unlabelled", help="step1: and step 1 on all of it, the rest unlabelled.")]
 
 
-@guarded
+@continued
 def reproduce(
     study: Annotated[
         Literal["step1", "table1", "table2", "table9"],

@@ -128,6 +128,18 @@ def test_another_set_of_images(copied: Path, tmp_path: Path, monkeypatch: pytest
     assert before.items() <= contents(copied / "evaluation").items(), "the run's own figures stay"
 
 
+def test_what_another_set_is_asked_with_is_no_part_of_the_run(copied: Path, recipe: Path) -> None:
+    before = (copied / "experiment.yaml").read_bytes()
+    other = ("evaluate", copied, "--data", OTHER)
+    for change in ("evaluation.without=[[normal]]", "evaluation.floors=false"):
+        assert "has no effect on another set of images (--data); leave it out" in refused(*other, "--set", change)
+    done(*other, "--set", "evaluation.bootstrap=150", "--set", "evaluation.level=0.9", "--device", "cpu")
+    [file] = copied.glob("evaluation/external-*.json")
+    assert {"resamples": 150, "level": 0.9}.items() <= json.loads(file.read_text())["bootstrap"].items()
+    assert (copied / "experiment.yaml").read_bytes() == before
+    done("fit", PHANTOM, "--out", copied, "--recipe", recipe)
+
+
 def test_another_set_where_the_training_images_are_gone(copied: Path) -> None:
     data = json.loads((copied / "data").read_text())
     (copied / "data").write_text(json.dumps(data | {"store": "/gone"}))

@@ -38,7 +38,7 @@ def made_run(folder: Path) -> Path:
     groups = [f"p{i // 4:02d}" for i in range(84)]
     scores = rng.gumbel(size=(84, 3)) + 2.2 * np.eye(3)[labels]
     probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    sizes = ["diffusion.backbone=unet", "diffusion.image_size=64", "diffusion.optimizer.steps=3000"]
+    sizes = ["diffusion.backbone=unet", "diffusion.image_size=64", "diffusion.optimizer.steps=700"]
     settings = load_experiment("small", [*sizes, "diffusion.optimizer.batch_size=32"])
     write_text(folder / "experiment.yaml", yaml.safe_dump(settings.model_dump(mode="json")))
     write_json(

@@ -61,6 +61,23 @@ def test_confusion_figure_shows_counts_names_and_an_empty_class() -> None:
     assert {"20", "3", "87%", "a$b$ & <c>", "a name that is …"} <= set(labels)
 
 
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (["benign", "a name that is too long"], ["benign", "a name that is …"]),
+        (
+            ["adenocarcinoma of the left lung", "adenocarcinoma of the right lung", "normal"],
+            ["…f the left lung", "… the right lung", "normal"],
+        ),
+        (["begins quite alike, A, differs, ends alike", "begins quite alike, B, differs, ends alike"], None),
+    ],
+)
+def test_classes_that_begin_alike_are_told_apart(names: list[str], shown: list[str] | None) -> None:
+    assert figures.short_names(names) == (shown or names)
+    labels = texts(figures.confusion_figure([[1] * len(names)] * len(names), names))
+    assert all(labels.count(name) == 2 for name in shown or names), "beside the rows and below the columns"
+
+
 def test_interval_and_reliability_figures() -> None:
     rows: list[tuple[str, Any]] = [
         ("this model", {"value": 0.8, "low": 0.7, "high": 0.9}),

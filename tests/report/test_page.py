@@ -76,7 +76,7 @@ def test_everything_is_on_the_page(complete: Path) -> None:
         "not for clinical use",
         f"{metrics['macro_f1']['value']:.3f}",
         f"macro-F1 on 84 test images of {metrics['groups']} groups",
-        "convolutional U-Net, 64 px, 3000 steps of 32 pairs",
+        "convolutional U-Net, 64 px, 700 steps of 32 pairs",
         "malignant & <odd>",
         "normal $x$",
         "benign/b<1>.png the file ends early",
@@ -128,6 +128,22 @@ def test_files_may_be_missing(run: Path, missing: tuple[str, ...]) -> None:
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert re.search(r"This (makes|trains|tests|draws|begins|writes)", outline(write_report(run)).text)
+
+
+def test_a_training_that_was_cut_short_is_not_called_whole(run: Path) -> None:
+    assert "Training stopped early" not in outline(write_report(run)).text
+    (run / "diffusion/checkpoint/step-00000007").mkdir(parents=True)
+    (run / "classifier/checkpoint/step-00000000").mkdir(parents=True)
+    settings = yaml.safe_load((run / "experiment.yaml").read_text())
+    settings["classifier"]["optimizer"] |= {"steps": None, "epochs": 20, "batch_size": 9}  # of 27 images
+    write_text(run / "experiment.yaml", yaml.safe_dump(settings))
+    page = outline(write_report(run))
+    assert "Training stopped early: step 1 after 7 of 700 steps, step 2 after 0 of 60 steps; repeat" in page.text
+    assert "64 px, 7 of 700 steps of 32 pairs" in page.text and "0 of 60 steps of 9 images" in page.text
+    shutil.rmtree(run / "diffusion/checkpoint")  # the log tells it too
+    settings["diffusion"]["optimizer"]["steps"] = 701
+    write_text(run / "experiment.yaml", yaml.safe_dump(settings))
+    assert "step 1 after 700 of 701 steps" in outline(write_report(run)).text
 
 
 def test_validation_figures_without_floors_say_what_they_are(run: Path) -> None:

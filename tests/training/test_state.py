@@ -1,5 +1,8 @@
 """A checkpoint is complete or absent, and brings everything back."""
 
+import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dcube.errors import DCubeError
+from dcube.errors import DCubeError, InputError
 from dcube.training import state as state_module
 from dcube.training.ema import EMA
-from dcube.training.state import TrainState, checkpoints, load_weights, save_weights
+from dcube.training.state import TrainState, checkpoints, load_metadata, load_weights, save_weights
 
 
 def fresh(seed: int = 0, width: int = 4) -> TrainState:
@@ -92,12 +95,12 @@ def test_a_failure_while_saving_leaves_the_older_one(
     advance(state)
     real, calls = state_module.save_file, []
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def full(tensors: dict[str, torch.Tensor], path: Path, metadata: None) -> None:
         calls.append(path)
         if len(calls) > failing_call:
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        real(tensors, path)
+        real(tensors, path, metadata)
 
     monkeypatch.setattr(state_module, "save_file", full)
     with pytest.raises(OSError, match="No space"):
@@ -164,3 +167,34 @@ def test_weights_carry_their_metadata(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(b"no")
     with pytest.raises(DCubeError, match="cannot be read"):
         load_weights(tmp_path / "w.safetensors")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_weights_have_the_permissions_of_any_other_file(tmp_path: Path, umask: int) -> None:
+    state, before = fresh(), os.umask(umask)
+    try:
+        advance(state)
+        state.save(tmp_path / "checkpoint")
+        save_weights(tmp_path / "w.safetensors", state.model, {})
+        save_weights(tmp_path / "w.safetensors", state.model, {})  # over an older one
+    finally:
+        os.umask(before)
+    files = [tmp_path / "w.safetensors", *checkpoints(tmp_path / "checkpoint")[0].iterdir()]
+    assert len(files) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("read", [load_weights, load_metadata, lambda path: fresh().resume(path.parent.parent)])
+def test_weights_of_somebody_else_are_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], object]
+) -> None:
+    file = tmp_path / "step-00000001/model.safetensors"
+    save_weights(file, fresh().model, {})
+
+    def forbidden(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(state_module, "open", forbidden, raising=False)  # the tests may run as root
+    with pytest.raises(InputError, match=r"model\.safetensors may not be read by this user .*chmod -R a\+rX"):
+        read(file)

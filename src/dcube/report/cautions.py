@@ -16,10 +16,16 @@ Metrics = Mapping[str, Any]
 
 
 def run_warnings(
-    metrics: Metrics | None, selection: Mapping[str, Any] | None, data: Mapping[str, Any] | None
-) -> list[str]:
-    """Sentences about everything that limits what this run shows; empty where nothing is known to."""
+    metrics: Metrics | None, selection: Mapping[str, Any] | None, data: Mapping[str, Any] | None,
+    cut_short: Mapping[str, tuple[int, int]] | None = None,
+) -> list[str]:  # fmt: skip
+    """Sentences about everything that limits what this run shows; empty where nothing is known to. cut_short: of
+    `records`."""
     found = []
+    if cut_short:
+        steps = {"diffusion": "step 1", "classifier": "step 2"}
+        parts = [f"{steps[stage]} after {step} of {asked} steps" for stage, (step, asked) in cut_short.items()]
+        found.append(f"Training stopped early: {', '.join(parts)}; repeat the command to train on.")
     if data and str(data.get("name", "")).startswith("phantom:"):
         found.append("The images are synthetic (phantom:). The figures say nothing about patients.")
     found += (data or {}).get("remarks", [])

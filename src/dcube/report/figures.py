@@ -4,6 +4,7 @@ import io
 import itertools
 import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 NOT_LOSSES = ("step", "epoch", "seconds", "lr", "event", "file")
+SHORT = 16  # letters of a class beside a confusion matrix, where they suffice
 MOST_POINTS = 300  # of one curve; longer logs are averaged over stretches of steps
 Row = Mapping[str, Any]
 
@@ -107,7 +109,7 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
     """Confusion matrix: rows true, columns predicted; counts, shaded by their share of the row. Returns SVG text."""
     counts = np.asarray(confusion)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    labels = [name if len(name) <= 16 else name[:15] + "…" for name in classes]
+    labels = short_names(classes)
 
     def draw(figure: Any) -> None:
         from matplotlib.patches import Rectangle
@@ -131,8 +133,15 @@ def confusion_figure(confusion: Sequence[Sequence[int]], classes: Sequence[str])
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
 
-    side = 0.75 * len(classes)
-    return svg_text(draw, side + 1.3, 0.7 * side + 0.9)
+    side, more = 0.75 * len(classes), 0.07 * max(0, max(map(len, labels)) - SHORT)
+    return svg_text(draw, side + 1.3 + more, 0.7 * side + 0.9 + more / 2)
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Each name in at most SHORT letters: its start, or its end where others begin alike; else the whole name."""
+    forms = [[n] if len(n) <= SHORT else [f"{n[: SHORT - 1]}…", f"…{n[1 - SHORT :]}", n] for n in names]
+    often = Counter(form for own in forms for form in own)
+    return [next((form for form in own if often[form] == 1), own[-1]) for own in forms]
 
 
 def reliability_figure(points: Mapping[str, Sequence[float]]) -> str:

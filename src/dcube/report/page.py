@@ -10,7 +10,7 @@ from dcube.evaluation import reliability
 from dcube.files import write_text
 from dcube.report import figures
 from dcube.report.cautions import FLOOR_NAMES, run_warnings
-from dcube.report.records import RunRecords, probabilities, read_run, split_table, worst_mistakes
+from dcube.report.records import RunRecords, cut_short, probabilities, read_run, split_table, worst_mistakes
 
 METRIC_NAMES = {
     "accuracy": ("Accuracy", "share of images that are right"),
@@ -58,7 +58,7 @@ def render(records: RunRecords) -> str:
 
 def _context(records: RunRecords) -> dict[str, Any]:
     metrics, selection = records.metrics, records.selection
-    pretraining = "sets" in (records.data or {})
+    pretraining, short = "sets" in (records.data or {}), cut_short(records)
     if metrics:
         metrics = {"floors": {}, "groups_per_class": {}, "bootstrap": {"resamples": 0, "level": 0.95}} | metrics
     return {
@@ -67,8 +67,8 @@ def _context(records: RunRecords) -> dict[str, Any]:
         "level": f"{metrics['bootstrap']['level']:.0%}" if metrics else "",
         "data_name": (records.data or {}).get("name"),
         "split": SPLIT_NAMES.get(metrics["split"], metrics["split"]) if metrics else "",
-        "warnings": run_warnings(metrics, selection, records.data),
-        "trained": _trained(records.experiment, pretraining),
+        "warnings": run_warnings(metrics, selection, records.data, short),
+        "trained": _trained(records.experiment, pretraining, short),
         "pretraining": pretraining,
         "splits": split_table(records.split_rows) if records.split_rows else None,
         "split_names": SPLIT_NAMES,
@@ -131,16 +131,19 @@ def _curves(stage: str, title: str, rows: Sequence[Mapping[str, Any]]) -> dict[s
     return curves
 
 
-def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tuple[str, str]] | None:
-    """What was trained, in a few lines a person understands; None without settings."""
+def _trained(
+    experiment: Mapping[str, Any] | None, pretraining: bool, short: Mapping[str, tuple[int, int]]
+) -> list[tuple[str, str]] | None:
+    """What was trained, in a few lines a person understands; None without settings. short: of `cut_short`."""
     if not experiment:
         return None
     step_1, step_2 = experiment["diffusion"], experiment["classifier"]
     backbone = {"uvit": "U-ViT", "unet": "convolutional U-Net"}.get(step_1["backbone"], step_1["backbone"])
     kind = "diffusion model without labels" if pretraining else "class-conditional diffusion model"
+    lengths = _length(step_1, "pairs", short.get("diffusion")), _length(step_2, "images", short.get("classifier"))
     lines = [
         ("Recipe", f"{experiment['recipe']}, seed {experiment['seed']}"),
-        ("Step 1", f"{kind}: {backbone}, {step_1['image_size']} px, {_length(step_1, 'pairs')}"),
+        ("Step 1", f"{kind}: {backbone}, {step_1['image_size']} px, {lengths[0]}"),
     ]
     if step_1.get("init"):
         lines.append(("Begun with", str(step_1["init"])))
@@ -163,7 +166,7 @@ def _trained(experiment: Mapping[str, Any] | None, pretraining: bool) -> list[tu
         ),
         (
             "Step 2",
-            f"classifier on the selected blocks and {_sub_network(step_1, step_2)}, {_length(step_2, 'images')}",
+            f"classifier on the selected blocks and {_sub_network(step_1, step_2)}, {lengths[1]}",
         ),
         (
             "Its loss",
@@ -179,8 +182,10 @@ def _sub_network(step_1: Mapping[str, Any], step_2: Mapping[str, Any]) -> str:
     return f"{step_2['cnn']} at {step_2['cnn_size']} px (weights: {step_2['cnn_weights']})"
 
 
-def _length(step: Mapping[str, Any], unit: str) -> str:
+def _length(step: Mapping[str, Any], unit: str, short: tuple[int, int] | None) -> str:
     optimizer = step["optimizer"]
+    if short is not None:
+        return f"{short[0]} of {short[1]} steps of {optimizer['batch_size']} {unit}"
     if optimizer.get("steps") is not None:
         return f"{optimizer['steps']} steps of {optimizer['batch_size']} {unit}"
     return f"{optimizer['epochs']:g} epochs in batches of {optimizer['batch_size']} {unit}"

@@ -33,6 +33,7 @@ class RunRecords:
     metrics: dict[str, Any] | None  # of the test split, or of validation where the test split was not used
     validation: dict[str, Any] | None  # of validation, where both are there
     predictions: list[dict[str, str]] = field(default_factory=list)  # of the split that `metrics` speaks of
+    reached: dict[str, int] = field(default_factory=dict)  # the newest step, of the trainings of which it is known
 
 
 def read_run(run_dir: Path) -> RunRecords:
@@ -43,6 +44,7 @@ def read_run(run_dir: Path) -> RunRecords:
     test, validation = _json(evaluation / "metrics.json"), _json(evaluation / "metrics-val.json")
     experiment = run_dir / "experiment.yaml"
     text = experiment.read_text(encoding="utf-8") if experiment.is_file() else ""
+    logs = {stage: read_log(run_dir / stage / "log.jsonl") for stage in ("diffusion", "classifier")}
     grids = sorted((run_dir / "diffusion" / "samples").glob("*.png"), key=lambda path: (len(path.name), path.name))
     return RunRecords(
         name=run_dir.resolve().name,
@@ -51,13 +53,26 @@ def read_run(run_dir: Path) -> RunRecords:
         environment=_json(run_dir / "environment.json"),
         data=_with_broken(_json(run_dir / "data")),
         split_rows=_table(run_dir / "split.csv"),
-        logs={stage: read_log(run_dir / stage / "log.jsonl") for stage in ("diffusion", "classifier")},
+        logs=logs,
         samples=grids[-1] if grids else None,
         selection=_json(run_dir / "selection.json"),
         metrics=test or validation,
         validation=validation if test else None,
         predictions=_table(evaluation / ("predictions.csv" if test else "predictions-val.csv")),
+        reached=_reached(run_dir, logs),
     )
+
+
+def cut_short(records: RunRecords) -> dict[str, tuple[int, int]]:
+    """Of the trainings ("diffusion", "classifier") that have not come to their end: the steps that they came to, and
+    those that the settings ask for."""
+    found, images = {}, sum(row["split"] == "train" for row in records.split_rows)
+    for stage, step in records.reached.items() if records.experiment else ():
+        asked = records.experiment[stage]["optimizer"]  # type: ignore[index]
+        steps = asked.get("steps") or max(1, round(asked["epochs"] * images / asked["batch_size"]))
+        if step < steps and (asked.get("steps") or images):
+            found[stage] = step, steps
+    return found
 
 
 def split_table(rows: list[dict[str, str]]) -> list[dict[str, Any]]:
@@ -87,6 +102,16 @@ def probabilities(predictions: list[dict[str, str]], classes: list[str]) -> tupl
     table = np.array([[float(row[f"p_{name}"]) for name in classes] for row in predictions])
     labels = np.array([classes.index(row["label"]) for row in predictions])
     return table / table.sum(1, keepdims=True), labels
+
+
+def _reached(run_dir: Path, logs: dict[str, list[dict[str, Any]]]) -> dict[str, int]:
+    """By the newest checkpoint; by the log where somebody has removed that."""
+    found: dict[str, int] = {}
+    for stage, rows in logs.items():
+        names = [path.name for path in (run_dir / stage / "checkpoint").glob("step-*")]
+        steps = [int(name.removeprefix("step-")) for name in names] or [r["step"] for r in rows if "event" not in r]
+        found |= {stage: max(steps)} if steps else {}
+    return found
 
 
 def _with_broken(data: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dcube.errors import DCubeError
+from dcube.errors import DCubeError, InputError
 from dcube.files import atomic_write, read_json
 from dcube.training.ema import EMA
 
@@ -33,9 +34,9 @@ class TrainState:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
-            save_file(_tensors(self.model), temporary / "model.safetensors")
-            save_file(_tensors(self.ema.model, besides=self.model), temporary / "ema.safetensors")
-            save_file(self._optimizer_tensors(), temporary / "optimizer.safetensors")
+            _write(_tensors(self.model), temporary / "model.safetensors")
+            _write(_tensors(self.ema.model, besides=self.model), temporary / "ema.safetensors")
+            _write(self._optimizer_tensors(), temporary / "optimizer.safetensors")
             (temporary / "state.json").write_text(json.dumps({"step": self.step, "extra": self.extra}))
             for path in (*temporary.iterdir(), temporary):
                 _sync(path)
@@ -54,6 +55,8 @@ class TrainState:
         found = checkpoints(directory)
         if not found:
             return False
+        for path in found[-1].iterdir():
+            _refuse_forbidden(path)
         try:
             weights = load_file(found[-1] / "model.safetensors")
             self.model.load_state_dict(weights)
@@ -94,11 +97,14 @@ def checkpoints(directory: Path) -> list[Path]:
 def save_weights(path: Path, model: nn.Module, metadata: dict[str, Any]) -> None:
     """Weights with everything needed to rebuild the model in the file's metadata (JSON)."""
     texts = {name: json.dumps(value) for name, value in metadata.items()}
-    atomic_write(path, lambda temporary: save_file(_tensors(model), temporary, metadata=texts))
+    atomic_write(path, lambda temporary: _write(_tensors(model), temporary, texts))
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Tensors and metadata of a file that `save_weights` wrote; DCubeError where it cannot be read."""
+    """Tensors and metadata of a file that `save_weights` wrote; DCubeError where it cannot be read, InputError where
+    it may not be.
+    """
+    _refuse_forbidden(path)
     try:
         with safe_open(path, "pt") as handle:
             texts = handle.metadata() or {}
@@ -109,7 +115,8 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def load_metadata(path: Path) -> dict[str, Any]:
-    """The metadata alone; DCubeError where the file cannot be read."""
+    """The metadata alone; DCubeError where the file cannot be read, InputError where it may not be."""
+    _refuse_forbidden(path)
     try:
         with safe_open(path, "pt") as handle:
             return {name: json.loads(text) for name, text in (handle.metadata() or {}).items()}
@@ -120,6 +127,28 @@ def load_metadata(path: Path) -> dict[str, Any]:
 def unreadable(path: Path, error: Exception) -> str:
     """What is said of damaged weights."""
     return f"The weights {path} cannot be read ({error}); remove the file and repeat the command that made it."
+
+
+def _refuse_forbidden(path: Path) -> None:
+    """InputError where this user may not read a file: safetensors would call it missing."""
+    try:
+        with open(path, "rb"):
+            return
+    except PermissionError as error:
+        raise InputError(
+            f"The weights {path} may not be read by this user ({error.strerror}); ask their owner to allow it, on Linux"
+            " and macOS with `chmod -R a+rX` on the run folder."
+        ) from error
+    except OSError:  # said by who reads it
+        return
+
+
+def _write(tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """As a new file with the permissions that any other has: safetensors' own may be read by its owner alone."""
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata)
+    path.chmod(mode)
 
 
 def _tensors(model: nn.Module, besides: nn.Module | None = None) -> dict[str, torch.Tensor]:
