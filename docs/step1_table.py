@@ -73,8 +73,10 @@ def study(results: Path, kept: tuple[str, ...], *shares: str, inside: bool = Fal
         part["macro_f1"] = {name: part["macro_f1"][name] for name in kept if name in part["macro_f1"]}
         part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*kept}]
         part["inside"] = part["inside"] if inside else {}
-    seeds = ", ".join(map(str, sorted({seed for part in parts for seed in part["seeds"]})))
-    head = f"{parts[0]['folds']} folds by group, seeds {seeds}; bold where the interval excludes 0."
+    seeds = {name: ", ".join(map(str, part["seeds"])) for name, p in held["results"].items() for part in p.values()}
+    most = max(seeds.values(), key=len)
+    fewer = "".join(f" ({name}: {own})" for name, own in seeds.items() if own != most)
+    head = f"{parts[0]['folds']} folds by group, seeds {most}{fewer}; bold where the interval excludes 0."
     if len(shares) == 1:  # its heading says nothing that the section's does not
         return head + "\n\n" + markdown(held["results"]).partition("\n")[2].strip()
     return f"{head}\n\n{markdown(held['results']).replace('## ', '#### ').strip()}"
@@ -89,11 +91,11 @@ def answers(part: str) -> str:
         asked = [held.get(name, {}).get(share + part, {}).get("differences", []) for name in sets]
         for rival in rivals:
             found = [next((d for d in of_set if (d["of"], d["to"]) == (of, rival)), None) for of_set in asked]
-            seeds = {len(d["repeats"]) for d in found if d}
+            seeds = list(dict.fromkeys(str(len(d["repeats"])) for d in found if d))
             if not seeds:  # the test split was not opened for all, nor asked of eq. 4
                 continue
             cells = " | ".join(difference(d) if d else "" for d in found)
-            rows.append(f"| {question} | {plain(rival)} | {cells} | {max(seeds)} |")
+            rows.append(f"| {question} | {plain(rival)} | {cells} | {', '.join(seeds)} |")
             question = ""
     head = [f"| what | against | {' | '.join(sets)} | seeds |", "| --- | --- |" + " --- |" * (len(sets) + 1)]
     return "\n".join([*head, *rows])
