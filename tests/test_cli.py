@@ -267,18 +267,13 @@ def test_a_file_cannot_be_written_over_a_folder_or_into_a_closed_one(
     verb: str, images: Path, fake_api: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told before any work: in a closed folder not even a file that is writable itself can be replaced."""
-
-    def work(*args: Any, **kwargs: Any) -> None:
-        raise AssertionError("work was done")
-
-    fake_api.load = work
-    monkeypatch.setattr("dcube.preparing.audit", work)
+    fake_api.load = lambda *args, **kwargs: pytest.fail("work was done")
+    monkeypatch.setattr("dcube.preparing.audit", fake_api.load)
     command = (verb, "run", images) if verb == "predict" else (verb, images)
     (tmp_path / "x.json").mkdir()
     result = run(*command, "--out", tmp_path / "x.json")
     assert result.exit_code == 2 and "x.json is a folder; give the name of a file" in result.stderr
-    closed = tmp_path / "closed"
-    closed.mkdir()
+    (closed := tmp_path / "closed").mkdir()
     (closed / "y.json").touch()
     monkeypatch.setattr("dcube.files.os.access", lambda place, mode: Path(place) != closed)
     result = run(*command, "--out", closed / "y.json")
