@@ -41,6 +41,7 @@ RIVALS, PIXELS = ("untrained step 1", "no step 1", "fine-tuned CNN"), PROBE + "p
 BESIDE = (*(rival + TWO for rival in RIVALS), "fine-tuned CNN")
 ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question, study, share, of what, behind what
     ("best block, a minute of step 1", RESULTS, WHOLE, PROBE + TRAINED, (PROBE + UNTRAINED, PIXELS)),
+    ("the same, ten minutes", LONG_OWN, WHOLE, PROBE + TRAINED, (PROBE + UNTRAINED, PIXELS)),
     (
         "all blocks by their textures, a minute", SCRATCH, WHOLE, PROBE + TRAINED + TEXTURES,
         (PROBE + UNTRAINED, PROBE + "pixels", PROBE + UNTRAINED + TEXTURES),
