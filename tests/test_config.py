@@ -180,6 +180,7 @@ def test_settings_of_step_1_survive_a_round_trip() -> None:
         ("features.top_k=2", "a choice by the test, and features.blocks forces one"),
         ("features.eval_timesteps=[10]", "another features.input than clean_t0"),
         ("classifier.width=64", "classifier.head paper or late"),
+        ("classifier.grid=12", "classifier.head=paper"),
         ("diffusion.sample_steps=9", "another diffusion.sampler than ddpm"),
         ("diffusion.unet.patch=4", "diffusion.backbone=unet"),
     ],
@@ -204,7 +205,7 @@ def test_a_setting_that_changes_nothing_beside_the_others_is_told(
         "diffusion.augmentation.strength": "diffusion.augmentation.probability=0.1",
         "features.top_k": "features.blocks=null", "features.eval_timesteps": "features.input=clean",
         "classifier.width": "classifier.head=late", "diffusion.sample_steps": "diffusion.sampler=sde",
-        "diffusion.unet.patch": "diffusion.backbone=unet",
+        "diffusion.unet.patch": "diffusion.backbone=unet", "classifier.grid": "classifier.head=paper",
     }.get(key, f"{owner.split()[0]}=1")  # fmt: skip
     resolve("small", [*idle, f"{key}={value}", acting], seed=None, device=None)
     assert capsys.readouterr().err == ""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dcube import explanation
+from dcube.errors import InputError
 from dcube.explanation import FULL, Explanation, blurred, explain, overlay
 
 SIZE, GRID = 56, 14
@@ -58,7 +59,7 @@ def test_a_model_that_looks_at_nothing_has_an_empty_map() -> None:
     assert np.array_equal(shown[:, :SIZE], shown[:, SIZE:]), "nothing is coloured"
 
 
-@pytest.mark.parametrize("grid", [2, 5, 13, 28])
+@pytest.mark.parametrize("grid", [3, 5, 13, 28])
 def test_grids_that_do_not_divide_the_image(grid: int) -> None:
     found = explain(looks_at(0, 0, SIZE), image_with(24, 24), grid=grid)
     assert found.drop.shape == (grid, grid) and np.isfinite(found.drop).all()
@@ -103,3 +104,8 @@ def test_the_record_is_written_ever_more_seldom_and_whole_at_the_end(
             rows.append({"number": number})
         raise KeyboardInterrupt
     assert sizes[0] == 0 and sizes[-1] == 1000 and len(sizes) < 70
+
+
+def test_a_grid_of_one_window_is_refused() -> None:
+    with pytest.raises(InputError, match="A grid of 2 tells no parts of an image apart; give 3 or more"):
+        explain(looks_at(0, 0), image_with(0, 0), grid=2)

@@ -19,7 +19,7 @@ from dcube.experiments.benchmark.summary import rows_of_seeds, summarise
 from dcube.experiments.benchmark.tables import as_csv, as_markdown
 from dcube.experiments.benchmark.terms import Terms, Unit
 from dcube.features.subnet import SubNetwork
-from dcube.files import read_json, write_json, write_text
+from dcube.files import file_digest, read_json, write_json, write_text
 from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
 from dcube.report.studies import field_figure
@@ -59,11 +59,12 @@ def benchmark(
     out = Path(out)
     if out.is_file():
         raise InputError(f"{out} is a file; a benchmark needs a folder.")
-    stores = named_stores(data, terms.settings)
+    stores = named_stores(data, terms.settings, out)
     held = Benchmark(stores, terms, out, models, seeds, jobs)
     for name, store in stores.items():
         _check_data(held, name, store, no_test)
     plan = terms.described() | {"data": {name: store.key for name, store in stores.items()}}
+    plan |= {"files": {path: file_digest(Path(path)) for path in terms.files}}
     _check_folder(out, plan)
     _check_weights(held)
     if no_test:
@@ -217,7 +218,7 @@ def _write(held: Benchmark, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(text: str) -> tuple[str, str]:
-    name, _, value = text.rpartition("=")
+    name, value = text.split("=", 1) if "=" in text else ("", text)
     if value not in ("auto", "hub", "none", "offline") and not (name and Path(value).is_file()):
         raise InputError(f"--weights {text}: give NAME=FILE with a file that is there, or auto, hub, none, offline.")
     return name, value
@@ -247,8 +248,12 @@ def _check_folder(out: Path, plan: dict[str, Any]) -> None:
         return
     held = read_json(file)
     for name, value in plan.items():
-        if name != "data" and held[name] != value and not (name == "long" and None in (held[name], value)):
+        if name in ("data", "files") or (name == "long" and None in (held[name], value)):
+            continue
+        if held[name] != value:
             raise InputError(f"{out} holds a benchmark with another {name}; give another --out, or the same {name}.")
+    if changed := [n for n, k in plan["files"].items() if held.get("files", {}).get(n, k) != k]:
+        raise InputError(f"{changed[0]} has changed since {out} began with it; give the same file, or another --out.")
     if changed := [n for n, k in plan["data"].items() if held["data"].get(n, k) != k]:
         raise InputError(f"{out} holds a benchmark of other images called '{changed[0]}'; give another --out.")
 
@@ -267,4 +272,5 @@ def _check_weights(held: Benchmark) -> None:
 def _joined(out: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The plan with the data sets and the longer step 1 that the folder knows from before."""
     before = read_json(out / "plan.json") if (out / "plan.json").is_file() else {"data": {}, "long": None}
-    return plan | {"data": before["data"] | plan["data"], "long": plan["long"] or before["long"]}
+    files = before.get("files", {}) | plan["files"]
+    return plan | {"data": before["data"] | plan["data"], "long": plan["long"] or before["long"], "files": files}

@@ -1,5 +1,7 @@
 """What is looked for before anything is removed or trained: devices, batches, weights, networks, blocks."""
 
+import sys
+
 import torch
 
 from dcube.config import ClassifierConfig, Experiment
@@ -22,8 +24,15 @@ def check_models(settings: Experiment, classifier: bool = True, cnn: bool = Fals
         check_batch(how.optimizer.batch_size, "classifier.optimizer.batch_size", 2)  # for batch normalisation
         if cnn or how.sub_network == "cnn" or how.second_reader or "cnn" in how.covariance_readers:
             _check_cnn(how)
+        if not settings.diffusion.label_dropout:
+            print(
+                "diffusion.label_dropout=0: features are read under the null label, which step 1 is never trained with;"
+                " give 0.1 or more.", file=sys.stderr,
+            )  # fmt: skip
     if align.weight:
-        SubNetwork(align.cnn, how.cnn_weights, align.size).check_level(align.stride)
+        teacher = SubNetwork(align.cnn, how.cnn_weights, align.size)
+        teacher.check_level(align.stride)
+        _try(teacher, align.cnn, align.size, "diffusion.align.size")
     with torch.device("meta"):  # the structure alone
         blocks = len(build_denoiser(settings.diffusion, channels=1, num_classes=2).blocks)
     for name, forced in (
@@ -33,8 +42,18 @@ def check_models(settings: Experiment, classifier: bool = True, cnn: bool = Fals
             raise InputError(f"{name}={list(forced)}: this model has the blocks 0 .. {blocks - 1}.")
 
 
+def _try(network: SubNetwork, name: str, size: int, setting: str) -> None:
+    """InputError where the network does not take images of a size: some CNNs have more strides than it has pixels."""
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.zeros(1, 3, size, size))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise InputError(f"{name} cannot take images of {size} px ({error}); give a larger {setting}.") from error
+
+
 def _check_cnn(how: ClassifierConfig) -> None:
     network = SubNetwork(how.cnn, how.cnn_weights, how.cnn_size)
+    _try(network, how.cnn, how.cnn_size, "classifier.cnn_size")
     if "cnn" in how.covariance_readers:
         _ = network.level_channels  # raises where there are no such maps
     if how.second_reader:

@@ -27,6 +27,7 @@ from dcube.training.order import numpy_rng
 RECORD = "explanations.json"
 STEM = 150  # bytes of a file's name that its picture has
 GRID = 14  # cells of an image's side; what is hidden at once is two cells wide
+SMALLEST = 3  # cells of an image's side
 COARSE = 8  # pixels of an image's side that remain of what is hidden: no edge and no black square that is news itself
 TENTH, DRAWS = 0.1, 8  # of the cells, hidden at once as a check; random choices it is compared with
 FULL, OPACITY = 0.1, 0.6  # a drop of the probability that is shown in full colour at the least, and how opaque that is
@@ -53,8 +54,10 @@ class Explanation:
 
 def explain(ask: Ask, image: np.ndarray, label: int | None = None, grid: int = GRID, seed: int = 0) -> Explanation:
     """Hide every window of 2 x 2 cells in turn. image: [C, S, S] float32 in [0, 1]; label: None for the class that is
-    predicted; seed: of the random tenths.
+    predicted; seed: of the random tenths. InputError for a `grid` of fewer cells than SMALLEST: one window hides all.
     """
+    if grid < SMALLEST:
+        raise InputError(f"A grid of {grid} tells no parts of an image apart; give {SMALLEST} or more cells a side.")
     whole = ask(image[None])[0]
     asked, hidden = int(whole.argmax()) if label is None else label, blurred(image)
     corners = [(row, column) for row in range(grid - 1) for column in range(grid - 1)]

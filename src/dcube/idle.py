@@ -37,6 +37,10 @@ BELONGING: tuple[tuple[tuple[str, ...], str, Callable[[Experiment], bool]], ...]
         ("features.timesteps", "features.eval_timesteps"),
         "another features.input than clean_t0", lambda s: s.features.input != "clean_t0",
     ),
+    (
+        ("classifier.grid",), "classifier.head=paper",  # the others have a raster of their own, and 8 is their largest
+        lambda s: s.classifier.head == "paper" or s.classifier.grid < (4 if s.classifier.head == "late" else 8),
+    ),
     (("classifier.width",), "classifier.head paper or late", lambda s: s.classifier.head != "branches"),
     (("classifier.cycle_fraction",), "classifier.lambda_cycle above 0", lambda s: s.classifier.lambda_cycle > 0),
 )  # fmt: skip

@@ -16,7 +16,8 @@ OWN = "RUN/unlabelled/diffusion/model.safetensors"  # of the training without la
 
 
 def step1_inputs(run: Run, settings: Experiment, begun_with: dict[str, Any]) -> str:
-    """Digest of all that step 1 depends on; what is switched off, and what only looks at it, is left out.
+    """Digest of all that step 1 depends on, and of how it draws, which its weights remember; what only looks at it is
+    left out.
 
     begun_with: of `initial_weights`.
     """

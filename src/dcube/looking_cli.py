@@ -55,7 +55,7 @@ def explain(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, folders, CSV manifests.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures, new or of earlier explanations.")],
     class_name: Annotated[str | None, typer.Option("--class", help="A class; without it, the predicted one.")] = None,
-    grid: Annotated[int | None, typer.Option(min=2, help="Cells of an image's side; without it, 14.")] = None,
+    grid: Annotated[int | None, typer.Option(min=3, help="Cells of an image's side; without it, 14.")] = None,
     device: Device = None,
     debug: Debug = False,
 ) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from functools import partial
+from os.path import abspath, basename
 from pathlib import Path
 from shutil import copyfile
 from typing import Any
@@ -20,6 +21,7 @@ from dcube.experiments.step1_summary import markdown, summarise
 from dcube.files import atomic_write, file_digest, read_json, write_json, write_text
 from dcube.inputs import check_initial_weights
 from dcube.lock import folder_lock
+from dcube.preparing import refuse_inside
 from dcube.report.studies import differences_figure
 from dcube.settings import check_of_a_comparison, load_experiment
 from dcube.training.state import load_weights
@@ -53,13 +55,15 @@ def reproduce_step1(
     check_models(settings, cnn=True)
     if wrong := [t for t in timesteps if not 0 <= t < settings.diffusion.timesteps]:
         raise InputError(f"The timestep {wrong[0]} does not lie in 0 .. {settings.diffusion.timesteps - 1}.")
-    stores = named_stores(data, settings)
+    stores = named_stores(data, settings, out)
     asked = {
         "settings": settings.model_dump(mode="json", exclude={"seed", "runtime"}), "folds": folds,
         "timesteps": list(timesteps), "share": share, "data": {name: store.key for name, store in stores.items()},
     }  # fmt: skip
     if settings.diffusion.init:
         asked["init"] = _initial(settings, out, stores, test)
+    if (weights := Path(settings.classifier.cnn_weights)).is_file():
+        asked["cnn"] = file_digest(weights)
     _check_folder(out, asked)
     out.mkdir(parents=True, exist_ok=True)
     with folder_lock(out):
@@ -83,12 +87,15 @@ def _write(out: Path, asked: dict[str, Any], units: Sequence[Unit], how_sure: di
     return summary
 
 
-def named_stores(data: Sequence[str | Path], settings: Experiment) -> dict[str, Store]:
-    """The prepared images of several sets by the names of their folders; InputError where two have the same."""
+def named_stores(data: Sequence[str | Path], settings: Experiment, out: Path) -> dict[str, Store]:
+    """The prepared images of several sets by the names of their folders; InputError where two have the same, and where
+    the results of a study, `out`, would lie among the images.
+    """
     stores: dict[str, Store] = {}
     for source in data:
         images = open_images(str(source), settings.seed)
-        name = re.sub(r"[^\w.-]+", "-", Path(str(source).rstrip("/:")).name)
+        refuse_inside(out, str(source))
+        name = re.sub(r"[^\w.-]+", "-", basename(abspath(str(source).rstrip("/:")))) or "images"
         if name in stores:
             raise InputError(f"Two image sets are called '{name}'; rename one of the folders.")
         stores[name] = cached_store(images, settings.data)
@@ -121,7 +128,8 @@ def _check_folder(out: Path, asked: dict[str, Any]) -> None:
         raise InputError(f"{out} holds other files; give a new or empty folder as --out.")
     if file.exists():
         held = read_json(file)
-        older = {"share": QUARTER, "init": asked.get("init")}  # what a folder of an older version does not say
+        # what a folder of an older version does not say
+        older = {"share": QUARTER, "init": asked.get("init"), "cnn": asked.get("cnn")}
         if any((older | held).get(k) != v for k, v in asked.items() if k != "data"):
             raise InputError(f"{out} holds a study with other settings; give another --out, or the same settings.")
         if changed := [name for name, key in asked["data"].items() if held["data"].get(name, key) != key]:

@@ -25,7 +25,7 @@ from dcube.evaluation.intervals import evaluate_predictions, without_classes
 from dcube.experiments.live_probe import LiveProbe
 from dcube.experiments.probe import probe as probe_blocks
 from dcube.external import evaluate_external, training_look
-from dcube.features.selection import select_blocks
+from dcube.features.selection import check_probed, select_blocks
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
 from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
@@ -58,6 +58,8 @@ def diffuse(run: Run, deadline: float | None = None) -> float:
     if run.is_done("diffuse", inputs):
         return 0.0
     check_models(settings, classifier=not run.sets)
+    if not run.sets:
+        check_probed(settings.features, data)
     probe = _live_probe(settings, data) if settings.diffusion.probe_minutes else None
     run.begin("diffuse", inputs)
     write_json(run.diffusion / "init.json", begun_with)

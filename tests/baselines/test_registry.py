@@ -7,7 +7,7 @@ import torch
 
 from dcube.baselines.base import System
 from dcube.baselines.diffmic import DiffMIC
-from dcube.baselines.registry import LIKE_RESNET, LIKE_VIT, REGISTRY, baseline, create
+from dcube.baselines.registry import ATTENTION, LIKE_RESNET, LIKE_VIT, REGISTRY, baseline, create
 from dcube.errors import InputError
 from dcube.training.order import torch_rng
 from dcube.training.state import load_weights, save_weights
@@ -116,3 +116,25 @@ def test_what_cannot_be_built(changes: dict[str, object], message: str) -> None:
     given = {"name": "resnet18", "num_classes": 3, "channels": 1, "size": 64, "weights": "auto"} | changes
     with pytest.raises(InputError, match=message):
         create(**given)  # type: ignore[arg-type]
+
+
+CNNS = [
+    "byobnet", "byoanet", "convmixer", "convnext", "cpubone", "cspnet", "csatv2", "cspnext", "densenet", "dla",
+    "nfnet", "dpn", "vovnet", "resnet", "efficientnet", "efficientvim", "fasternet", "mobilenetv3", "focalnet",
+    "ghostnet", "hardcorenas", "hgnet", "hrnet", "inception_next", "inception_resnet_v2", "inception_v3",
+    "inception_v4", "lcnetv2", "senet", "xception", "mambaout", "mobilenetv5", "nasnet", "pnasnet", "rdnet",
+    "regnet", "repghost", "repvit", "res2net", "resnest", "resnetv2", "rexnet", "selecsls", "sknet", "starnet",
+    "tresnet", "vgg", "xception_aligned",
+]  # fmt: skip
+
+
+def test_every_family_of_timm_has_the_recipe_of_its_like() -> None:
+    """None is both, and none is new: whoever updates timm says which it is."""
+    import timm
+
+    known = {timm.model_entrypoint(name).__module__.rpartition(".")[2] for name in timm.list_models()}
+    assert not ATTENTION & set(CNNS) and known <= ATTENTION | set(CNNS)
+    for name in ("deit_tiny_patch16_224", "pit_ti_224", "xcit_nano_12_p16_224", "twins_svt_small", "pvt_v2_b1"):
+        assert baseline(name).recipe == LIKE_VIT
+    for name in ("repvit_m1", "resnest14d", "convnext_atto"):
+        assert baseline(name).recipe == LIKE_RESNET

@@ -155,3 +155,16 @@ def test_class_weights_are_those_of_scikit_learn() -> None:
     np.testing.assert_allclose(loss.objective.class_weights.numpy(), expected, rtol=1e-6)
 
 
+def test_eq_7_takes_the_prediction_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rounded to bf16, what is nearly certain would be certain, and have no gradient."""
+    denoiser = tiny_denoiser().float().eval().requires_grad_(False)
+    seen, real = [], denoiser.forward
+
+    def watched(x: torch.Tensor, t: torch.Tensor, y: torch.Tensor) -> object:
+        seen.append(y.dtype)
+        return real(x, t, y)
+
+    monkeypatch.setattr(denoiser, "forward", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cycle_loss(denoiser, draw(4, 1, 8, 8).float(), T, Y, draw(4, 3, seed=1).bfloat16())
+    assert seen == [torch.int64, torch.float32]

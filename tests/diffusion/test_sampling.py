@@ -123,3 +123,15 @@ def test_grid_has_a_row_per_class(tmp_path: Any, channels: int) -> None:
     labels = torch.arange(3).repeat_interleave(4)
     tile = (diffusion.sample(labels, 0)[5] * 255).round().byte().permute(1, 2, 0).numpy()  # class 1, second column
     assert np.array_equal(grid[8:16, 8:16], tile)
+
+
+def test_ddim_of_one_step_begins_at_the_noise() -> None:
+    """Not at t = 0, where what it begins with would pass for an image."""
+    asked = []
+
+    def model(x: torch.Tensor, t: torch.Tensor, *_: object) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        asked.append(int(t[0]))
+        return torch.zeros_like(x), {}
+
+    ddim_sample(model, Schedule(T, 1e-3, 0.2), Y, start(), 1)  # type: ignore[arg-type]
+    assert asked == [T - 1]

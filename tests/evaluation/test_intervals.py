@@ -9,6 +9,7 @@ from scipy import stats
 
 from dcube.evaluation import METRICS, evaluate_predictions, paired_difference, point_metrics, without_classes
 from dcube.evaluation.intervals import resample_weights
+from dcube.evaluation.repeats import repeated_difference
 
 
 def made(count: int, classes: int, seed: int, skill: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -163,3 +164,17 @@ def test_companions_of_another_length_are_refused() -> None:
     probabilities, labels = made(10, 2, seed=0)
     with pytest.raises(ValueError, match="10 groups and 2 class names"):
         evaluate_predictions(probabilities, labels, singles(9), ["a", "b"])
+
+
+def test_where_every_stratum_has_one_group_there_is_no_interval() -> None:
+    """An interval without width would look like certainty."""
+    probabilities, labels = made(40, 2, seed=1)
+    alone = np.where(labels == 0, "a", "b")
+    assert not list(resample_weights(labels, alone, resamples=10, seed=0))
+    found = evaluate_predictions(probabilities, labels, alone, ["x", "y"], bootstrap=50)
+    assert found["macro_f1"]["value"] > 0 and found["macro_f1"]["low"] is None and found["macro_f1"]["high"] is None
+    assert all(row["recall"]["low"] is None for row in found["per_class"].values())
+    difference = paired_difference(probabilities, 1 - probabilities, labels, alone, bootstrap=50)
+    assert difference["value"] and difference["low"] is None
+    repeated = repeated_difference([probabilities] * 2, [1 - probabilities] * 2, labels, alone, bootstrap=50)
+    assert repeated["value"] == pytest.approx(difference["value"]) and repeated["low"] is None

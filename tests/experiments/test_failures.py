@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 from benchmark_child import benchmark_of
 
-from dcube.benchmark import _check_weights
+from dcube.benchmark import _check_folder, _check_weights, _joined, make_terms
 from dcube.data.dataset import ImageData
 from dcube.errors import DCubeError, InputError, MemoryShort
 from dcube.experiments.benchmark import cell
 from dcube.experiments.benchmark.summary import rows_of_seeds, summarise
 from dcube.experiments.benchmark.tables import as_markdown
-from dcube.files import read_json
+from dcube.files import read_json, write_json
 from tiny import tiny_data
 
 
@@ -77,3 +77,36 @@ def test_memory_that_does_not_suffice_is_a_row_too(
     replace(InputError("There is no such file."))
     with pytest.raises(InputError, match="no such file"):
         benchmark_of(many.store.directory, tmp_path / "wrong", ("test_vit",), (0,)).train()
+
+
+def test_the_table_says_how_sure_it_is(many: ImageData, tmp_path: Path) -> None:
+    """Its level, what seeds tell, the optimiser, and few groups; none of it where it is not so."""
+    held = benchmark_of(many.store.directory, tmp_path, ("majority", "statistics"), (0,))
+    held.train()
+    held.open_test(again=False)
+    summary, about = summarise(held, "test"), {"seeds": [0], "test_evaluations": 1, "machine": "a machine"}
+    plan = held.terms.described() | about
+    text = as_markdown(summary, plan)
+    assert "95 % intervals by bootstrap over groups. " in text and "- 32 px" in text and "AdamW; up to 2" in text
+    assert "Few groups (" in text and "intervals are too narrow there" in text
+    plan["settings"]["evaluation"]["level"] = 0.6
+    plan["settings"]["classifier"]["optimizer"]["name"] = "sgd"
+    summary["sets"]["tiny"]["groups_per_class"] = {"one": 10, "two": 11}
+    text = as_markdown(summary, plan | {"seeds": [0, 1]})
+    assert "60 % intervals by bootstrap over groups and by what the seeds differ by." in text and "SGD; up to" in text
+    assert "Few groups" not in text
+
+
+def test_first_weights_that_changed_under_their_name_end_it(tmp_path: Path) -> None:
+    weights = tmp_path / "own=1.pth"
+    weights.write_bytes(b"one")
+    terms = make_terms(weights=[f"resnet18={weights}"])
+    assert terms.weights == (("resnet18", str(weights)),) and terms.files == (str(weights),)
+    held = {"files": {str(weights): "a digest"}, "data": {}, "long": None}
+    write_json(tmp_path / "out" / "plan.json", held)
+    _check_folder(tmp_path / "out", held)
+    _check_folder(tmp_path / "out", {"files": {"another": "digest"}, "data": {}})
+    with pytest.raises(InputError, match="has changed since .* began with it; give the same file"):
+        _check_folder(tmp_path / "out", {"files": {str(weights): "another"}, "data": {}})
+    more = _joined(tmp_path / "out", {"files": {"b": "2"}, "data": {}, "long": None})
+    assert more["files"] == held["files"] | {"b": "2"}

@@ -76,3 +76,16 @@ def test_the_recipes_of_the_paper(name: str, optimizer: str) -> None:
     row, made = REGISTRY[name].recipe, unit.settings.classifier.optimizer
     assert (made.name, made.lr, made.weight_decay) == (optimizer, row.lr, row.weight_decay)
     assert budget_of(unit) == Budget(epochs=row.epochs) and row.row in unit.chosen.text
+
+
+def test_a_row_of_table_ix_leaves_out_what_its_optimiser_has_not() -> None:
+    """Options of one kind of optimiser may be given for a table that has both kinds."""
+    given = ["classifier.optimizer.betas=[0.8,0.9]"]
+    settings = study_settings("small", given)
+    for model, betas in (("resnet101", (0.9, 0.999)), ("vit_b16", (0.8, 0.9))):
+        [row] = configurations(model, settings, "paper", 1)
+        assert override(settings, row.changes).classifier.optimizer.betas == betas
+    sgd = study_settings("small", ["classifier.optimizer.name=sgd", "classifier.optimizer.momentum=0.5"])
+    for model, momentum in (("resnet101", 0.5), ("vit_b16", None)):
+        [row] = configurations(model, sgd, "paper", 1)
+        assert override(sgd, row.changes).classifier.optimizer.momentum == momentum

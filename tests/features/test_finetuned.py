@@ -87,3 +87,16 @@ def test_without_a_reader_of_it_no_cnn_is_asked_for() -> None:
     imitated = {"align": {"weight": 1.0, "cnn": "no_such_model"}}
     with pytest.raises(InputError, match="no model 'no_such_model'"):  # also in a pre-training
         check_models(tiny_experiment(classifier=lacking, diffusion=imitated), classifier=False)
+
+
+def test_a_cnn_that_has_more_strides_than_pixels_is_refused_before_any_training() -> None:
+    small = {"cnn": "inception_v3", "cnn_weights": "none", "cnn_size": 64}
+    with pytest.raises(InputError, match="inception_v3 cannot take images of 64 px .* give a larger classifier"):
+        check_models(tiny_experiment(classifier=small))
+
+
+def test_features_under_a_label_that_is_never_trained_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    check_models(tiny_experiment(diffusion={"label_dropout": 0}))
+    assert "features are read under the null label, which step 1 is never trained with" in capsys.readouterr().err
+    check_models(tiny_experiment(diffusion={"label_dropout": 0.1}))
+    assert not capsys.readouterr().err

@@ -9,7 +9,7 @@ from scipy import stats
 
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
-from dcube.features.selection import GaussianitySelector, sample_features, select_blocks
+from dcube.features.selection import GaussianitySelector, check_probed, sample_features, select_blocks
 from tiny import tiny_diffusion, tiny_experiment
 
 WIDTHS = (64, 32, 64, 128, 64)
@@ -104,3 +104,16 @@ def test_only_training_images_are_looked_at(data: ImageData, monkeypatch: pytest
     features = sample_features(tiny_diffusion(), data, settings, seed=0)
     assert len(seen) == len(set(seen)) == 10 and set(seen) <= set(data.indices("train").tolist())
     assert all(len(feature) == 10 for feature in features.values())
+
+
+def test_probes_that_cannot_choose_are_refused_before_step_1(data: ImageData) -> None:
+    config = tiny_experiment(features={"select": "probe"}).features
+    check_probed(config, data)
+    alone = ImageData(data.store, np.where(data.labels == 0, data.splits, "train"))
+    rows = np.flatnonzero(data.labels == 0)
+    splits = alone.splits.copy()
+    splits[rows] = "val"
+    splits[np.array(data.groups) == data.groups[rows[0]]] = "train"
+    with pytest.raises(InputError, match="a class has a single group in the training split"):
+        check_probed(config, ImageData(data.store, splits))
+    check_probed(config.model_copy(update={"select": "least_gaussian"}), ImageData(data.store, splits))

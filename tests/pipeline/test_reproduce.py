@@ -11,7 +11,7 @@ from tiny_fit import contents, done, refused, write_manifest, write_recipe
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
 from dcube.files import file_digest, write_json
-from dcube.reproduce import _check_folder, _initial
+from dcube.reproduce import _check_folder, _initial, named_stores
 from dcube.training.state import save_weights
 from tiny import tiny_data, tiny_experiment
 
@@ -90,3 +90,16 @@ def test_bad_input_is_found_before_any_work(command: tuple[object, ...], tmp_pat
     (full / "notes.txt").write_text("mine")
     assert "other files" in refused(*command, "--data", PHANTOM, "--out", full, *SMALL)
     assert not list(out.rglob("*.safetensors")) and [p.name for p in full.iterdir()] == ["notes.txt"]
+
+
+def test_image_sets_are_called_by_their_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are given; and results do not lie among them."""
+    write_manifest(tmp_path / "scans")
+    settings = tiny_experiment()
+    monkeypatch.chdir(tmp_path / "scans")
+    for given in (".", "../scans", str(tmp_path / "scans") + "/"):
+        assert list(named_stores([given], settings, tmp_path / "out")) == ["scans"]
+    (tmp_path / "scans" / "manifest.csv").unlink()
+    folders = tmp_path / "scans"
+    with pytest.raises(InputError, match="lies inside the images' folder"):
+        named_stores([folders], settings, folders / "bench")

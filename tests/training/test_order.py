@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcube.training.order import Order, key, numpy_rng, torch_rng
+from dcube.training.order import Order, drawn, key, numpy_rng, torch_rng
 
 labels_of = st.lists(st.integers(0, 3), min_size=1, max_size=40).map(np.array)
 
@@ -69,3 +69,16 @@ def test_keys_do_not_depend_on_the_process() -> None:
     assert key(1, 23) != key(12, 3)
     assert torch_rng(1, "a").initial_seed() == key(1, "a") < 2**63
     assert numpy_rng(1, "a").random() == np.random.default_rng(key(1, "a")).random()
+
+
+def test_a_part_of_the_rows_holds_some_of_every_class() -> None:
+    labels = np.array([0] * 900 + [1] * 90 + [2] * 3)
+    rows = np.random.default_rng(0).permutation(len(labels))
+    part = drawn(rows, labels[rows], 200)
+    assert len(part) == len(set(part.tolist())) == 200
+    counts = np.bincount(labels[part], minlength=3)
+    assert counts[2] == 3 and counts[1] >= 50 and counts[0] > 100
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    assert [place[r] for r in part.tolist()] == sorted(place[r] for r in part.tolist()), "in their random order"
+    assert drawn(rows, labels[rows], len(rows)) is rows
+    assert set(labels[drawn(rows, labels[rows], 4)]) == {0, 1, 2}

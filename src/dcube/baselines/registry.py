@@ -19,6 +19,16 @@ PACKAGED = "the extra `offline`, by name, or a file"
 SCRATCH = "random, or a file"
 OWN_FILE = "a file of one's own; else random, said so"
 SMALLEST, LARGEST = 32, 1024  # image sizes in pixels
+# timm's files of networks that are trained as transformers are, hybrids among them; all others as CNNs
+ATTENTION = frozenset({
+    "beit", "cait", "coat", "convit", "crossvit", "davit", "deepseek_vit", "deit", "edgenext", "efficientformer",
+    "efficientformer_v2", "efficientvit_mit", "efficientvit_msra", "eva", "fastvit", "gcvit", "gemma4_vit", "hiera",
+    "hieradet_sam2", "iformer", "levit", "lowformer", "maxxvit", "metaformer", "mlp_mixer", "mobilevit", "mvitv2",
+    "naflexvit", "nest", "nextvit", "pit", "pvt_v2", "qwen3_vit", "sequencer", "shvit", "swiftformer",
+    "swin_transformer", "swin_transformer_v2", "swin_transformer_v2_cr", "tiny_vit", "tnt", "twins",
+    "vision_transformer", "vision_transformer_hybrid", "vision_transformer_relpos", "vision_transformer_sam",
+    "visformer", "vitamin", "volo", "xcit",
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,8 +134,8 @@ def baseline(name: str) -> Baseline:
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise InputError(f"There is no model '{name}'{hint}; give a name of the list, or any model of timm.")
     module = timm.model_entrypoint(name).__module__.rpartition(".")[2]
-    attention = any(part in module for part in ("transformer", "vit", "swin", "pvt", "beit", "eva", "former", "cait"))
-    return Baseline(name, timm_network(name), f"timm, {module}", NAMED, LIKE_VIT if attention else LIKE_RESNET)
+    like = LIKE_VIT if module in ATTENTION else LIKE_RESNET
+    return Baseline(name, timm_network(name), f"timm, {module}", NAMED, like)
 
 
 def create(

@@ -115,7 +115,8 @@ class BranchHead(nn.Module):
     """Two classifiers whose logits are added: a linear layer on each block's map, and one on the CNN's mean.
 
     In training, some images are classified by the blocks alone and some by the CNN alone (whole branches dropped, after
-    ModDrop, Neverova et al. 2016), so that each learns to decide alone and neither drowns the other.
+    ModDrop, Neverova et al. 2016), so that each learns to decide alone and neither drowns the other. An image and its
+    mirror image are drawn for apart, so eq. 8 asks the two branches to agree as well.
     """
 
     RASTER = 8

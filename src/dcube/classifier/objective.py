@@ -20,7 +20,7 @@ def cycle_loss(
     """
     with torch.no_grad():
         target, _ = denoiser(x_t, t, y)
-    predicted, _ = denoiser(x_t, t, logits.softmax(-1))
+    predicted, _ = denoiser(x_t, t, full_precision(logits).softmax(-1))
     assert predicted is not None and target is not None
     predicted, target = full_precision(predicted), full_precision(target)
     if schedule is not None:

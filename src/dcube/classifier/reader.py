@@ -21,7 +21,7 @@ from dcube.features.frozen import FrozenFeatures
 from dcube.features.subnet import CHUNK, SubNetwork
 from dcube.files import digest
 from dcube.progress import progress
-from dcube.training.order import key, numpy_rng
+from dcube.training.order import drawn, key, numpy_rng
 from dcube.training.state import load_weights, save_weights
 
 IMAGES = 20_000  # training images that a probe is fitted on, at most
@@ -203,9 +203,9 @@ def make_readers(
 
 
 def fitted_rows(reader: Reader, data: ImageData, seed: int) -> np.ndarray:
-    """Training images that a reader is fitted on, in random order."""
+    """Training images that a reader is fitted on, in random order; of every class some."""
     shuffled = numpy_rng(seed, "reader").permutation(data.indices("train"))
-    return shuffled[: min(IMAGES, max(1, VALUES // reader.weight.shape[1]))]
+    return drawn(shuffled, data.labels[shuffled], min(IMAGES, max(1, VALUES // reader.weight.shape[1])))
 
 
 @torch.inference_mode()

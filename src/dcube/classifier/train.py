@@ -18,6 +18,7 @@ from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
+from dcube.errors import DCubeError
 from dcube.features.finetuned import fine_tuned
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
 from dcube.training.best import BestWeights
@@ -153,7 +154,7 @@ def train_classifier(
     deadline: float | None = None, look: dict[str, Any] | None = None, cached: bool | None = None,
 ) -> tuple[Predictor, Trained]:  # fmt: skip
     """Train (or continue) step 2 in `directory`, which then holds log.jsonl and model.safetensors: the EMA
-    weights with the best validation macro-F1, or the last ones where there is no validation split. `look` (what
+    weights with the best validation macro-F1, or the last ones where nothing was validated before the end. `look` (what
     training images look like) travels in their metadata. `cached`: whether features come from a cache, None: where
     that pays.
     """
@@ -196,6 +197,8 @@ def train_classifier(
     ended_before = bool(hooks) and result.finished and final.exists() and not best.exists()  # and cleared up
     if not ended_before:
         if result.extra.get("best"):
+            if not best.is_file():
+                raise DCubeError(f"The best weights are gone from {directory}; remove it and repeat the command.")
             tensors, metadata = load_weights(best)
             result.model.load_state_dict(tensors)
         save_weights(final, result.model, metadata)

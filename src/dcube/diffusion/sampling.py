@@ -76,7 +76,8 @@ def ddim_sample(
     y: [B] int64; start: [B, C, H, W] standard normal. Returns images in [-1, 1].
     """
     x = start
-    times = np.linspace(0, schedule.timesteps - 1, min(steps, schedule.timesteps)).round().astype(int)
+    count, last = min(steps, schedule.timesteps), schedule.timesteps - 1
+    times = np.linspace(0, last, count).round().astype(int) if count > 1 else np.array([last])
     for i in reversed(range(len(times))):
         x0, noise = estimate(model, schedule, x, int(times[i]), y, guidance_scale)
         previous = schedule.alpha_bar[times[i - 1]].item() if i else 1.0

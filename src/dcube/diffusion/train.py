@@ -220,7 +220,7 @@ def load_diffusion(path: Path, device: torch.device | str = "cpu") -> Diffusion:
 def untrained(
     config: DiffusionConfig, channels: int, classes: list[str], seed: int, device: torch.device | str = "cpu"
 ) -> Diffusion:
-    """Step 1 as its training with this seed begins: what a trained one is compared with."""
+    """Step 1 as its training with this seed begins, without `diffusion.init`: what a trained one is compared with."""
     model = initial_denoiser(config, channels, len(classes), seed)
     return frozen_diffusion(model, config, channels, classes, device)
 

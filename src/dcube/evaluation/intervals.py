@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from dcube.evaluation.metrics import METRICS, Floats, Ints, check_predictions, confusion_matrix, weighted_metrics
 
 PER_CLASS = ("precision", "recall", "f1")
+FEW_GROUPS = 10  # of a class: with fewer, one more or less moves its figures a lot
 CHUNK_VALUES = 4_000_000  # bounds the memory of one batch of resamples, whatever the number of images
 
 
@@ -19,14 +20,16 @@ def resample_weights(
 
     Whole groups are drawn with replacement within the stratum of their majority class (ties: the lower class): of its n
     groups n - 1, each counting n / (n - 1) times (Rao & Wu 1988), for n draws of n tell too little variance where n is
-    small. A group that is alone in its stratum always counts once: what it might have been otherwise no resample tells.
-    An image's weight says how often its group counts. Deterministic by `seed`, and the same for every model that is
-    evaluated on the same images.
+    small. A group that is alone in its stratum always counts once: what it might have been otherwise no resample tells;
+    where all are alone there is nothing to draw, and no batch. An image's weight says how often its group counts.
+    Deterministic by `seed`, and the same for every model that is evaluated on the same images.
     """
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     votes = np.zeros((member.max() + 1, int(labels.max()) + 1), dtype=np.int64)
     np.add.at(votes, (member, labels), 1)
     strata = votes.argmax(1)
+    if len(set(strata)) == len(strata):
+        return
     rng = np.random.default_rng(seed)
     batch = max(1, CHUNK_VALUES // len(labels))
     for start in range(0, resamples, batch):
@@ -53,8 +56,9 @@ def evaluate_predictions(
 
     probabilities: [N, K], rows sum to 1; labels: [N]; groups: [N]; classes: K names. A metric is
     {"value", "low", "high"}, the percentile interval of the group bootstrap at `level`, widened to hold the value
-    where it would miss it (ECE grows in resamples); null where it is undefined. "bootstrap" says in how many
-    resamples which metric was undefined (a class drew no image): they are left out of that metric's interval.
+    where it would miss it (ECE grows in resamples); null where it is undefined, or no stratum has two groups to draw.
+    "bootstrap" says in how many resamples which metric was undefined (a class drew no image): they are left out of that
+    metric's interval.
     """
     probabilities, labels = check_predictions(probabilities, labels)
     _check_companions(len(labels), groups, classes, probabilities.shape[1])
@@ -143,11 +147,9 @@ def _resampled(
     probabilities: Floats, labels: Ints, groups: Sequence[str] | NDArray[Any], bootstrap: int, seed: int,
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, Floats]:  # fmt: skip
-    parts = [
-        weighted_metrics(probabilities, labels, weights, metrics)
-        for weights in resample_weights(labels, groups, resamples=bootstrap, seed=seed)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    weights = resample_weights(labels, groups, resamples=bootstrap, seed=seed)
+    parts = [weighted_metrics(probabilities, labels, w, metrics) for w in (np.ones((1, len(labels))), *weights)]
+    return {name: np.concatenate([part[name] for part in parts])[1:] for name in parts[0]}
 
 
 def measure(value: float, draws: Floats, level: float) -> dict[str, float | None]:

@@ -80,10 +80,10 @@ def _draws(
     single: dict[str, list[float]] = {name: [] for name in metrics}
     for probabilities in repeats:
         probabilities, labels = check_predictions(probabilities, labels)
-        plain = weighted_metrics(probabilities, labels, once, metrics)
         weights = resample_weights(labels, groups, resamples=bootstrap, seed=seed)
-        parts = [weighted_metrics(probabilities, labels, w, metrics) for w in weights]
+        parts = [weighted_metrics(probabilities, labels, w, metrics) for w in (once, *weights)]
         for name in metrics:
-            single[name].append(float(plain[name][0]))
-            drawn[name].append(np.concatenate([part[name] for part in parts]))
+            plain, *resampled = np.concatenate([part[name] for part in parts])
+            single[name].append(float(plain))
+            drawn[name].append(np.array(resampled))
     return {name: np.stack(values) for name, values in drawn.items()}, single

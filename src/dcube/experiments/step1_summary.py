@@ -16,6 +16,7 @@ PROBE, JOINED, TWO, LATE = "probe: ", " + CNN", ", two readers", "fine-tuned CNN
 OWN = ", joined with the probe of its step 1"
 SEEN = ", joined with the covariances of its step 1"
 ALL = ", all readers"  # the CNN's middle map, its covariances, and those of step 1 where there is one
+CLOSE = 5e-4  # to 1: a sum that is taken as it is
 ARM = {"D-Cube": TRAINED, "untrained step 1": UNTRAINED}
 TITLES = {  # by the share of a training part, and what is predicted
     "whole": "The whole training part", "quarter": "{Part} of the training part",
@@ -93,11 +94,11 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for file in sorted((cell.directory / "probe").glob("*.json")):
         held = read_json(file)
-        found[PROBE + file.stem] = np.array(held["probabilities"])
+        found[PROBE + file.stem] = _told(held)
         if "with_cnn" in held:
-            found[PROBE + file.stem + JOINED] = np.array(held["with_cnn"]["probabilities"])
+            found[PROBE + file.stem + JOINED] = _told(held["with_cnn"])
     for file in sorted((cell.directory / "step2").glob("*.json")):
-        found[file.stem] = np.array(read_json(file)["probabilities"])
+        found[file.stem] = _told(read_json(file))
         found[file.stem + TWO] = _joined(found, file.stem, PROBE + MIDDLE)
         own = [PROBE + ARM[file.stem] + TEXTURES] if file.stem in ARM else []
         readers = [PROBE + MIDDLE, PROBE + "cnn" + TEXTURES, *own]
@@ -112,6 +113,15 @@ def read_cell(cell: Cell) -> dict[str, np.ndarray]:
         if system in found and PROBE + arm in found:
             found[system + OWN] = _joined(found, system, PROBE + arm)
     return found
+
+
+def _told(held: dict[str, Any]) -> np.ndarray:
+    """The probabilities of a file [n, K], which was written with few digits: with many classes rows miss 1 by more than
+    a rounding.
+    """
+    rows = np.array(held["probabilities"])
+    total = rows.sum(1, keepdims=True)
+    return np.where(np.abs(total - 1) > CLOSE, rows / total, rows)
 
 
 def _joined(found: dict[str, np.ndarray], system: str, *probes: str) -> np.ndarray:
@@ -228,5 +238,7 @@ def _cell(figure: dict[str, Any] | None, signed: bool) -> str:
     if figure is None or figure["value"] is None:
         return ""
     sign = "+" if signed else ""
+    if figure["low"] is None:
+        return f"{figure['value']:{sign}.3f} (n/a)"
     text = f"{figure['value']:{sign}.3f} ({figure['low']:{sign}.3f} .. {figure['high']:{sign}.3f})"
     return f"**{text}**" if signed and (figure["low"] > 0 or figure["high"] < 0) else text

@@ -14,10 +14,14 @@ from dcube.evaluation.linear import tuned_probe
 from dcube.features.frozen import FrozenFeatures, flat_features
 from dcube.features.gaussianity import Reading, gaussianity
 from dcube.features.taps import block_maps
-from dcube.training.order import numpy_rng
+from dcube.training.order import drawn, numpy_rng
 
 CHUNK = 32  # images per forward
 PROBE_IMAGES = 2000  # training images of select="probe" at most
+SINGLE = (
+    "features.select=probe judges blocks by folds between groups, but a class has a single group in the training split;"
+    " take features.select=least_gaussian, or name features.blocks."
+)
 PROBE_RASTER = 8  # side of the map that a probe flattens
 
 
@@ -76,10 +80,7 @@ def select_blocks(diffusion: Diffusion, data: ImageData, config: FeaturesConfig,
     if config.select == "probe" and config.blocks is None:
         scores = [probe_score(diffusion, data, config, i, config.timestep, seed) for i in range(len(features))]
         if np.isnan(scores).any():
-            raise InputError(
-                "features.select=probe judges blocks by folds between groups, but a class has a single group in the"
-                " training split; take features.select=least_gaussian, or name features.blocks."
-            )
+            raise InputError(SINGLE)
         for block, score in zip(selector.results_, scores, strict=True):
             block["probe"] = score
         best = np.argsort([-score for score in scores], kind="stable")[: config.top_k]
@@ -91,11 +92,20 @@ def select_blocks(diffusion: Diffusion, data: ImageData, config: FeaturesConfig,
     }  # fmt: skip
 
 
+def check_probed(config: FeaturesConfig, data: ImageData) -> None:
+    """InputError, before step 1 is trained, where probes are to choose the blocks and cannot."""
+    train, groups = data.indices("train"), np.array(data.groups)
+    owners = [len(set(groups[train[data.labels[train] == k]].tolist())) for k in range(len(data.classes))]
+    if config.select == "probe" and config.blocks is None and 1 in owners:
+        raise InputError(SINGLE)
+
+
 def probe_score(
     diffusion: Diffusion, data: ImageData, config: FeaturesConfig, block: int, timestep: int, seed: int
 ) -> float:
     """Macro-F1 of a block's linear probe by group-wise folds inside the training split."""
-    rows = np.sort(numpy_rng(seed, "probe").permutation(data.indices("train"))[:PROBE_IMAGES])
+    shuffled = numpy_rng(seed, "probe").permutation(data.indices("train"))
+    rows = np.sort(drawn(shuffled, data.labels[shuffled], PROBE_IMAGES))
     [features] = flat_features(FrozenFeatures(diffusion, [block], config.input, PROBE_RASTER), data, rows, [timestep])
     labels, groups = data.labels[rows], np.array(data.groups)[rows]
     return tuned_probe(features, labels, groups, features[:1], classes=len(data.classes), seed=seed)[1]

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-FEW_GROUPS = 10
+from dcube.evaluation.intervals import FEW_GROUPS
+
 FLOOR_NAMES = {
     "majority": "always the commonest class",
     "statistics": "logistic regression on simple statistics",

@@ -30,7 +30,7 @@ def differences_figure(summary: Mapping[str, Any]) -> str:
             panel.axvline(0, color=RULE, linewidth=1)
             for share, shift, mark in (("whole", -0.18, "o"), ("quarter", 0.0, "o"), ("labels", 0.18, "D")):
                 for row in summary[name].get(share, {"differences": []})["differences"]:
-                    if row["value"] is None:
+                    if row["value"] is None or row["low"] is None:
                         continue
                     at = labels.index((row["of"], row["to"])) + shift
                     low, high = row["low"], row["high"]

@@ -8,6 +8,8 @@ import hashlib
 import numpy as np
 import torch
 
+LEAST = 50  # images of a class that a part of the training images holds at least, where there are as many
+
 
 def key(seed: int, *parts: object) -> int:
     """A 63-bit number for (seed, purpose, position, ...): equal for equal arguments, else unrelated."""
@@ -28,6 +30,20 @@ def numpy_rng(seed: int, *parts: object) -> np.random.Generator:
 def some(rows: np.ndarray, most: int, seed: int, *parts: object) -> np.ndarray:
     """At most so many of the rows, drawn at random (tables are often sorted by class), in ascending order."""
     return np.sort(numpy_rng(seed, *parts).permutation(rows)[:most])
+
+
+def drawn(rows: np.ndarray, labels: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows [n], whose order is random, in that order; labels: [n]. Where not all are taken,
+    every class has its first LEAST all the same (or as many as all can have): a rare one must not be lost.
+    """
+    if most >= len(rows):
+        return rows
+    place = np.empty(len(rows), dtype=np.int64)  # within its class
+    for members in (np.flatnonzero(labels == c) for c in np.unique(labels)):
+        place[members] = np.arange(len(members))
+    least = max(1, min(LEAST, most // len(np.unique(labels))))
+    first = np.argsort(place >= least, kind="stable")
+    return rows[np.sort(first[:most])]
 
 
 class Order:

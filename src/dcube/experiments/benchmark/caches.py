@@ -15,12 +15,13 @@ from dcube.files import read_json, write_json
 
 def make_cache_of(
     split: str, data: ImageData, settings: Experiment, diffusion: Diffusion, blocks: list[int], directory: Path
-) -> float:
+) -> float | None:
     """The cache of a split ("train" or "val") that `train_classifier` will look for in `directory`; returns the seconds
-    that it took, over all sittings that came to their end (DIRECTORY/caches.json).
+    that it took, over all sittings that came to their end (DIRECTORY/caches.json), None where there is none, as where
+    it would exceed `features.cache_gb`.
     """
     features, file = settings.features, directory / "caches.json"
-    seconds: dict[str, float] = read_json(file) if file.is_file() else {}
+    seconds: dict[str, float | None] = read_json(file) if file.is_file() else {}
     if split not in seconds:
         begin = time.monotonic()
         if split == "train":
@@ -28,7 +29,7 @@ def make_cache_of(
         else:
             dtype, timesteps = predictor_dtype(features, diffusion.device), features.prediction_timesteps
         frozen = FrozenFeatures(diffusion, blocks, features.input, map_side(settings.classifier), dtype)
-        make_cache(data, data.indices(split), frozen, settings, timesteps, directory, mirror=split == "train")
-        seconds[split] = time.monotonic() - begin
+        made = make_cache(data, data.indices(split), frozen, settings, timesteps, directory, mirror=split == "train")
+        seconds[split] = None if made is None else time.monotonic() - begin
         write_json(file, seconds)
     return seconds[split]

@@ -96,7 +96,8 @@ def _rates(entry: Baseline, recipes: str) -> tuple[Configuration, ...]:
     """Learning rates of AdamW, or the row of table IX."""
     where, row = "classifier.optimizer.", entry.recipe
     if recipes == "paper":
-        changes = (f"name={row.optimizer}", f"lr={row.lr:g}", f"weight_decay={row.weight_decay:g}")
+        other = "betas=[0.9,0.999]" if row.optimizer == "sgd" else "momentum=null"  # what the row's optimiser has not
+        changes = (f"name={row.optimizer}", f"lr={row.lr:g}", f"weight_decay={row.weight_decay:g}", other)
         text = f"{row.optimizer}, lr {row.lr:g}, weight decay {row.weight_decay:g} ({row.row})"
         return (Configuration(text, tuple(where + change for change in changes)),)
     return tuple(Configuration(f"lr={rate:g}", (f"{where}lr={rate:g}",)) for rate in row.rates)

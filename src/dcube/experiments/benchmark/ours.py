@@ -69,7 +69,8 @@ def train_dcube(unit: Unit, data: ImageData) -> dict[str, Any]:
     diffusion, step1 = _step1(unit), read_json(unit.step1.result)
     chosen = _select(unit, data, diffusion)
     directory = unit.directory / "step2"
-    gone = chosen["seconds"] + make_cache_of("val", data, unit.settings, diffusion, chosen["selected"], directory)
+    held = make_cache_of("val", data, unit.settings, diffusion, chosen["selected"], directory)
+    gone = chosen["seconds"] + (held or 0.0)
     dtype = predictor_dtype(unit.settings.features, diffusion.device)
     _, told = make_readers(data, unit.settings, directory, diffusion, dtype)
     gone += sum(about["seconds"] for about in told.values())
@@ -244,11 +245,13 @@ def _step2_length(
 
     if not file.is_file():
         length = found(cached=False)
-        cached = cache_pays(length.steps, unit.settings, images)
-        if cached:
-            gone += make_cache_of("train", data, unit.settings, diffusion, blocks, directory)
+        seconds = None
+        if cache_pays(length.steps, unit.settings, images):
+            seconds = make_cache_of("train", data, unit.settings, diffusion, blocks, directory)
+        if seconds is not None:
+            gone += seconds
             length = found(cached=True)
-        write_json(file, {"length": asdict(length), "gone": gone, "cached": cached})
+        write_json(file, {"length": asdict(length), "gone": gone, "cached": seconds is not None})
     held = read_json(file)
     return Length(**held["length"]), float(held["gone"]), held.get("cached")
 

@@ -20,8 +20,8 @@ INTERVALS = "groups and seeds"  # what they are of; older summaries, which do no
 
 
 def summarise(benchmark: Benchmark, split: str) -> dict[str, Any]:
-    """{"sets": {name: {"split", "openings" (of its test split), "n", "groups", "classes", "train_images",
-    "train_rarest", "reference", "systems": [row]}}, "ranks": ..., "intervals": INTERVALS}.
+    """{"sets": {name: {"split", "openings" (of its test split), "n", "groups", "classes", "groups_per_class",
+    "train_images", "train_rarest", "reference", "systems": [row]}}, "ranks": ..., "intervals": INTERVALS}.
 
     A row: model, title, tuned_on (the seed of its choice), metrics {name: M} (mean over the seeds, interval by
     bootstrap over groups), minutes (and those of step 1), parameters, milliseconds, weights, random (no pretrained
@@ -84,6 +84,7 @@ def _set(benchmark: Benchmark, name: str, split: str) -> dict[str, Any]:
     return {
         "split": split, "openings": benchmark.openings(name), "n": len(rows), "groups": len(set(groups.tolist())),
         "classes": data.classes,
+        "groups_per_class": {name: len(set(groups[labels == k].tolist())) for k, name in enumerate(data.classes)},
         **{name: [counts[0], counts[-1]] if counts else None for name, counts in left.items()},  # over the seeds
         "reference": reference, "systems": systems,
     }  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from dcube.evaluation.comparison import ENOUGH_SETS
+from dcube.evaluation.intervals import FEW_GROUPS
 from dcube.experiments.benchmark.field import title
 from dcube.experiments.benchmark.summary import REFERENCE
 
@@ -15,6 +16,7 @@ HEADER = (
     "DeLong p",
 )  # fmt: skip
 FEW_STEPS = 30  # with fewer, a training (or a part of one) has hardly begun
+OPTIMISERS = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}
 METRICS = ("accuracy", "macro_precision", "macro_recall", "macro_auroc", "ece")
 
 
@@ -42,21 +44,23 @@ def how(plan: dict[str, Any], summary: dict[str, Any]) -> str:
     size, seeds = plan["settings"]["diffusion"]["image_size"], plan["seeds"]
     tuned = sorted({row["tuned_on"] for found in summary["sets"].values() for row in found["systems"]})
     budget = f"{plan['budget']} each" if plan["budget"] else "the epochs of table IX each"
+    kind = OPTIMISERS[plan["settings"]["classifier"]["optimizer"].get("name", "adamw")]
     if plan["recipes"] == "equal":
         tuning = (
-            f"AdamW; {plan['tries']} configuration(s) of each system tried on seed {' or '.join(map(str, tuned))}, the"
-            " best by validation macro-F1 kept for all seeds"
+            f"{kind}; up to {plan['tries']} configuration(s) of each system tried on seed"
+            f" {' or '.join(map(str, tuned))}, the best by validation macro-F1 kept for all seeds"
         )
     else:
         tuning = "optimiser, learning rate and weight decay of the paper's table IX (nearest row where there is none)"
-    widened = " and by what the seeds differ by" if "intervals" in summary else ""
+    widened = " and by what the seeds differ by" if "intervals" in summary and len(seeds) > 1 else ""
+    level = 100 * plan["settings"]["evaluation"]["level"]
     share = f"D-Cube's budget: {plan['step1_share']:.0%} for step 1" if plan["budget"] else "D-Cube as its recipe says"
     lines = [
         f"- {size} px, {budget}, {len(seeds)} seed(s); {tuning}. Weights of a training: by validation macro-F1.",
         f"- {share}" + (f"; that of the longer step 1: {plan['long']}." if plan["long"] else "."),
-        f"- Figures: {_split(plan)}, mean over seeds, 95 % intervals by bootstrap over groups{widened}. Differences are"
-        " paired. McNemar and DeLong: one prediction per group, mean of the seeds; p-values not corrected for their"
-        " number.",
+        f"- Figures: {_split(plan)}, mean over seeds, {level:.3g} % intervals by bootstrap over groups{widened}."
+        " Differences are paired. McNemar and DeLong: one prediction per group, mean of the seeds; p-values not"
+        " corrected for their number.",
         "- Minutes: training alone, that of step 1 in brackets; of models fitted on features (floors, probe) none is"
         " counted but step 1's. **RANDOM**: no pretrained weights.",
     ]
@@ -78,8 +82,10 @@ def table(found: dict[str, Any]) -> str:
     head = [text.format(reference=reference) for text in HEADER]
     looks = f" split, opened {found['openings']} time(s)" if found["split"] == "test" else ""
     images = f"{found['n']} images, {found['groups']} groups ({found['split']}{looks})"
+    few = [f"{name} {count}" for name, count in found.get("groups_per_class", {}).items() if count < FEW_GROUPS]
+    told = f" Few groups ({', '.join(few)}): intervals are too narrow there." if few else ""
     lines = [
-        f"{images}; {_range(found['train_images'])} training images.", "",
+        f"{images}; {_range(found['train_images'])} training images.{told}", "",
         "| " + " | ".join(head) + " |", "| --- " * len(head) + "|",
     ]  # fmt: skip
     return "\n".join(lines + ["| " + " | ".join(_cells(row)) + " |" for row in found["systems"]])

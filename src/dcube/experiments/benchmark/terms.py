@@ -41,6 +41,12 @@ class Terms:
             "step1_share": self.step1_share, "tries": self.tries, "share": self.share, "rarest": self.rarest,
         }  # fmt: skip
 
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Paths of first weights."""
+        own = (self.settings.classifier.cnn_weights, self.settings.diffusion.init or "")
+        return tuple(path for path in (*(value for _, value in self.weights), *own) if path and Path(path).is_file())
+
     def configurations(self, model: str) -> tuple[Configuration, ...]:
         """What is tried of a system."""
         return configurations(model, self.settings, self.recipes, self.tries)
