@@ -21,6 +21,7 @@ SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-lo
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
 LABELS_STUDY, FEWER = ROOT / "results" / "step1-labels", ROOT / "results" / "step1-labels-1000"
+LARGER = ROOT / "results" / "step1-64"
 QUARTER_CNN, TENTH = ROOT / "results" / "step1-quarter-cnn", ROOT / "results" / "step1-tenth"
 WHOLE, PART, LABELS = SHARES
 SYSTEMS_ALONE, PROBES = tuple(SYSTEMS), tuple(PROBE + what for what in ("pixels", UNTRAINED, TRAINED))
@@ -148,7 +149,7 @@ def fresh(text: str) -> str:
         "own, longer": study(LONG_OWN, own, WHOLE),
         "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS),
         "quarter beside ImageNet": study(QUARTER_CNN, beside, LABELS),
-        "tenth beside ImageNet": study(TENTH, beside, LABELS),
+        "tenth beside ImageNet": study(TENTH, beside, LABELS), "larger": study(LARGER, beside, WHOLE),
         "fewer passes": study(FEWER, (*PROBES, *READ, *SYSTEMS_ALONE), LABELS), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():
