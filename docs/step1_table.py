@@ -51,6 +51,10 @@ ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question
         "the same, a quarter of the labels", LABELS_STUDY, LABELS, PROBE + TRAINED + TEXTURES,
         (PROBE + UNTRAINED, PROBE + "pixels", PROBE + UNTRAINED + TEXTURES),
     ),
+    (
+        "the same, ten minutes at 64 px, imitating ImageNet's CNN", LARGER, WHOLE, PROBE + TRAINED + TEXTURES,
+        (PROBE + UNTRAINED, PROBE + "pixels", PROBE + UNTRAINED + TEXTURES),
+    ),
     ("eq. 4, repaired", RESULTS, WHOLE, PROBE + "eq. 4", (PROBE + PLAIN,)),
     ("classifier beside ImageNet's weights, a minute", RESULTS, WHOLE, "D-Cube", RIVALS),
     ("classifier, nothing pretrained, ten minutes", LONG_OWN, WHOLE, "D-Cube", (*RIVALS, PIXELS)),
@@ -61,6 +65,7 @@ ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question
     ),
     ("with ImageNet's reader, a quarter of the labels", QUARTER_CNN, LABELS, "D-Cube" + TWO, BESIDE),
     ("the same, a tenth of the labels", TENTH, LABELS, "D-Cube" + TWO, BESIDE),
+    ("the same, all labels, 64 px, imitating that CNN", LARGER, WHOLE, "D-Cube" + TWO, BESIDE),
 )  # fmt: skip
 Trial = dict[str, str]
 
