@@ -42,7 +42,7 @@ def test_paths_in_whatever_holds_them(model: DCube, tmp_path: Path) -> None:
         np.testing.assert_array_equal(model.predict_proba(paths), [expected])
         [row] = model.predict_files(paths)  # type: ignore[arg-type]
         assert row["path"] == name and type(row["path"]) is str
-    rows = model.explain([Path(name)], tmp_path / "why", grid=2)
+    rows = model.explain([Path(name)], tmp_path / "why", grid=3)
     assert rows == json.loads((tmp_path / "why" / "explanations.json").read_text()) and rows[0]["path"] == name
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from dcube import explanation
-from dcube.errors import InputError
 from dcube.explanation import FULL, Explanation, blurred, explain, overlay
 
 SIZE, GRID = 56, 14
@@ -104,8 +103,3 @@ def test_the_record_is_written_ever_more_seldom_and_whole_at_the_end(
             rows.append({"number": number})
         raise KeyboardInterrupt
     assert sizes[0] == 0 and sizes[-1] == 1000 and len(sizes) < 70
-
-
-def test_a_grid_of_one_window_is_refused() -> None:
-    with pytest.raises(InputError, match="A grid of 2 tells no parts of an image apart; give 3 or more"):
-        explain(looks_at(0, 0), image_with(0, 0), grid=2)

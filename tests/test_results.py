@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dcube.benchmark import check_models_of, make_terms
+from dcube.config import Experiment
 from dcube.report.studies import scarcity_figure
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -58,8 +59,9 @@ def test_the_page_of_the_benchmark_with_and_without_results(tmp_path: Path) -> N
         "split": "test", "openings": 1, "n": 9, "groups": 7, "train_images": [28, 30], "train_rarest": [3, 3],
         "reference": None, "systems": rows,
     }  # fmt: skip
+    settings = Experiment(diffusion={"image_size": 64}).model_dump(mode="json")  # type: ignore[arg-type]
     plan = {
-        "settings": {"diffusion": {"image_size": 64}}, "seeds": [0], "budget": "3 min", "recipes": "equal", "tries": 2,
+        "settings": settings, "seeds": [0], "budget": "3 min", "recipes": "equal", "tries": 2,
         "step1_share": 0.5, "long": None, "share": None, "rarest": None, "test_evaluations": 1,
         "machine": "a machine",
     }  # fmt: skip

@@ -252,7 +252,8 @@ def _check_folder(out: Path, plan: dict[str, Any]) -> None:
             continue
         if held[name] != value:
             raise InputError(f"{out} holds a benchmark with another {name}; give another --out, or the same {name}.")
-    if changed := [n for n, k in plan["files"].items() if held.get("files", {}).get(n, k) != k]:
+    begun = any(out.glob("*/prepared/*.json"))
+    if begun and (changed := [n for n, k in plan["files"].items() if held.get("files", {}).get(n, k) != k]):
         raise InputError(f"{changed[0]} has changed since {out} began with it; give the same file, or another --out.")
     if changed := [n for n, k in plan["data"].items() if held["data"].get(n, k) != k]:
         raise InputError(f"{out} holds a benchmark of other images called '{changed[0]}'; give another --out.")

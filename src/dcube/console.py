@@ -142,7 +142,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
         if place not in best or row["macro_f1"]["value"] > best[place]["macro_f1"]["value"]:
             best[place] = row
     for (model, block), row in best.items():
-        star = "*" if (row.get("over_untrained") or {}).get("low", 0) > 0 else " "
+        star = "*" if ((row.get("over_untrained") or {}).get("low") or 0) > 0 else " "
         at = "" if row["timestep"] is None else f"t = {row['timestep']}"
         print(f"{model:15} {block:24} {at:8} {_interval(row['macro_f1'])} {star}")
     if found := result.get("gaussianity"):

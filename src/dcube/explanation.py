@@ -54,10 +54,8 @@ class Explanation:
 
 def explain(ask: Ask, image: np.ndarray, label: int | None = None, grid: int = GRID, seed: int = 0) -> Explanation:
     """Hide every window of 2 x 2 cells in turn. image: [C, S, S] float32 in [0, 1]; label: None for the class that is
-    predicted; seed: of the random tenths. InputError for a `grid` of fewer cells than SMALLEST: one window hides all.
+    predicted; seed: of the random tenths; grid: SMALLEST or more, for with 2 one window hides all.
     """
-    if grid < SMALLEST:
-        raise InputError(f"A grid of {grid} tells no parts of an image apart; give {SMALLEST} or more cells a side.")
     whole = ask(image[None])[0]
     asked, hidden = int(whole.argmax()) if label is None else label, blurred(image)
     corners = [(row, column) for row in range(grid - 1) for column in range(grid - 1)]
@@ -125,8 +123,9 @@ def write_explanations(
         raise InputError(f"There is no class '{class_name}'; this run knows {', '.join(predictor.classes)}.")
     label = None if class_name is None else predictor.classes.index(class_name)
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
-    if not 2 <= grid <= normalisation.size:
-        raise InputError(f"--grid {grid} must lie in 2 .. {normalisation.size}, the pixels of an image's side.")
+    if not SMALLEST <= grid <= normalisation.size:
+        side = normalisation.size
+        raise InputError(f"--grid {grid} must lie in {SMALLEST} .. {side}, the pixels of an image's side.")
     _check_folder(out)
     rows: list[dict[str, Any]] = []
     broken: list[str] = []

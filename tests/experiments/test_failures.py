@@ -105,6 +105,8 @@ def test_first_weights_that_changed_under_their_name_end_it(tmp_path: Path) -> N
     held = {"files": {str(weights): "a digest"}, "data": {}, "long": None}
     write_json(tmp_path / "out" / "plan.json", held)
     _check_folder(tmp_path / "out", held)
+    _check_folder(tmp_path / "out", {"files": {str(weights): "another"}, "data": {}})  # nothing began with it
+    write_json(tmp_path / "out" / "tiny" / "prepared" / "resnet18.json", {})
     _check_folder(tmp_path / "out", {"files": {"another": "digest"}, "data": {}})
     with pytest.raises(InputError, match="has changed since .* began with it; give the same file"):
         _check_folder(tmp_path / "out", {"files": {str(weights): "another"}, "data": {}})

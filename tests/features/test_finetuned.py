@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from dcube.checks import check_models
 from dcube.classifier.model import DCubeClassifier, Predictor
+from dcube.classifier.train import trials
 from dcube.diffusion.train import Diffusion
 from dcube.errors import InputError
 from dcube.features.finetuned import FineTuned, fine_tuned
@@ -100,3 +101,14 @@ def test_features_under_a_label_that_is_never_trained_are_told(capsys: pytest.Ca
     assert "features are read under the null label, which step 1 is never trained with" in capsys.readouterr().err
     check_models(tiny_experiment(diffusion={"label_dropout": 0.1}))
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("backbone", "more"), [("uvit", {"attention"}), ("unet", set())])
+def test_the_attention_of_a_network_that_goes_on_is_tried_too(backbone: str, more: set[str]) -> None:
+    """The fused kernel is slow in bf16 on a CPU: a trial decides, as in step 1."""
+    settings = tiny_experiment(classifier={"sub_network": "step1"}, diffusion={"backbone": backbone})
+    own = FineTuned(tiny_diffusion(config=settings.diffusion), 5)
+    model = DCubeClassifier(settings.classifier, 3, [], own=own)
+    assert trials(model, 8, 1, []).keys() == {"dtype"} | more
+    plain = DCubeClassifier(tiny_experiment().classifier, 3, [])
+    assert trials(plain, 32, 1, []).keys() == {"dtype"}

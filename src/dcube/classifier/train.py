@@ -19,7 +19,7 @@ from dcube.config import Experiment
 from dcube.data.dataset import ImageData
 from dcube.diffusion.train import Diffusion
 from dcube.errors import DCubeError
-from dcube.features.finetuned import fine_tuned
+from dcube.features.finetuned import FineTuned, fine_tuned
 from dcube.features.frozen import FrozenFeatures, frozen_dtype
 from dcube.training.best import BestWeights
 from dcube.training.fastest import Trial
@@ -124,6 +124,18 @@ class Validation:
         return [self.frozen(small, torch.full((len(rows),), step, device=device)) for step in steps]
 
 
+def trials(model: DCubeClassifier, size: int, channels: int, shapes: list[tuple[int, int, int]]) -> dict[str, Trial]:
+    """What tells the dtype of the forward passes, and the attention of step 1's own network, where that is f_sub and
+    has any.
+    """
+    found = {"dtype": trial(model, size, channels, shapes)}
+    if isinstance(model.subnet, FineTuned):
+        images = torch.zeros(TRIAL_IMAGES, channels, size, size)
+        own = model.subnet.model.trials(images, torch.zeros(TRIAL_IMAGES).long())
+        found |= {name: part for name, part in own.items() if name == "attention"}
+    return found
+
+
 def trial(model: nn.Module, size: int, channels: int, shapes: list[tuple[int, int, int]]) -> Trial:
     """The whole classifier on a few images of noise: what tells the dtype of its forward passes."""
     noise = torch_rng(0, "classifier", "trial")
@@ -188,7 +200,7 @@ def train_classifier(
             {"params": list(m.subnet.parameters()), "scale": config.cnn_lr_scale},  # type: ignore[union-attr]
         ],
         memory_settings="classifier.optimizer.batch_size" + " or classifier.cnn_size" * (config.sub_network == "cnn"),
-        trials=lambda: {"dtype": trial(model, experiment.sub_size, data.store.normalisation.channels, frozen.shapes)},
+        trials=lambda: trials(model, experiment.sub_size, data.store.normalisation.channels, frozen.shapes),
         unused=True,  # layers that some CNNs of timm have behind their maps
     )  # fmt: skip
     steps = config.optimizer.total_steps(len(batches.indices))

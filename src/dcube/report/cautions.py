@@ -58,8 +58,10 @@ def _split_warnings(metrics: Metrics) -> list[str]:
 
 def _floor_warnings(metrics: Metrics) -> list[str]:
     score, found = metrics["macro_f1"], []
-    if score["value"] is None or score["low"] is None:
+    if score["value"] is None:
         return ["The macro-F1 of this split is undefined, so nothing can be said about it."]
+    if score["low"] is None:
+        return ["Every class has one group in this split, so its figures have no interval: it shows next to nothing."]
     for name, floor in (metrics.get("floors") or {}).items():
         title, value = FLOOR_NAMES.get(name, name), floor["macro_f1"]["value"]
         if value is None:
