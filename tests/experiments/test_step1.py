@@ -29,19 +29,7 @@ from dcube.experiments.step1 import (
     study,
 )
 from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Arm, Cell, best_blocks, fold_data
-from dcube.experiments.step1_summary import (
-    ALL,
-    LATE,
-    OWN,
-    PROBE,
-    SEEN,
-    _cell,
-    _difference,
-    _told,
-    markdown,
-    read_cell,
-    summarise,
-)
+from dcube.experiments.step1_summary import ALL, LATE, OWN, PROBE, SEEN, _difference, markdown, read_cell, summarise
 from dcube.report.studies import differences_figure
 from dcube.training.state import load_weights
 from tiny import tiny_data, tiny_experiment
@@ -296,20 +284,3 @@ def test_where_f_sub_is_step_1_itself_only_d_cube_begins_with_a_trained_one(
         "D-Cube": (TRAINED, "step1", 1), "untrained step 1": (UNTRAINED, "step1", 1),
         "no step 1": (UNTRAINED, "step1", 0), "fine-tuned CNN": (UNTRAINED, "cnn", 0),
     }  # fmt: skip
-
-
-def test_answers_of_few_digits_add_up_to_one_with_many_classes() -> None:
-    rows = np.full((2, 60), 4.4e-5)
-    rows[:, 0] = 1 - rows[:, 1:].sum(1)
-    held = {"probabilities": rows.round(4).tolist()}
-    assert abs(np.sum(held["probabilities"], 1) - 1).max() > 1e-3
-    np.testing.assert_allclose(_told(held).sum(1), 1)
-    few = [[0.3333, 0.3333, 0.3333]]
-    assert _told({"probabilities": few}).tolist() == few, "what is published stays to the last digit"
-
-
-def test_a_difference_without_an_interval_is_neither_bold_nor_drawn() -> None:
-    figure = {"value": 0.5, "low": None, "high": None}
-    assert _cell(figure, signed=True) == "+0.500 (n/a)"
-    rows = [{"of": "D-Cube", "to": "no step 1", **figure}]
-    assert differences_figure({"tiny": {"whole": {"differences": rows}}}).count("<svg") == 1
