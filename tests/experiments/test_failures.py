@@ -12,6 +12,7 @@ from dcube.errors import DCubeError, InputError, MemoryShort
 from dcube.experiments.benchmark import cell
 from dcube.experiments.benchmark.summary import rows_of_seeds, summarise
 from dcube.experiments.benchmark.tables import as_markdown
+from dcube.experiments.benchmark.terms import Unit
 from dcube.files import read_json, write_json
 from tiny import tiny_data
 
@@ -100,13 +101,15 @@ def test_the_table_says_how_sure_it_is(many: ImageData, tmp_path: Path) -> None:
 def test_first_weights_that_changed_under_their_name_end_it(tmp_path: Path) -> None:
     weights = tmp_path / "own=1.pth"
     weights.write_bytes(b"one")
-    terms = make_terms(weights=[f"resnet18={weights}"])
+    terms = make_terms(overrides=[f"classifier.cnn_weights={weights}"], weights=[f"resnet18={weights}"])
     assert terms.weights == (("resnet18", str(weights)),) and terms.files == (str(weights),)
+    unit = Unit(tmp_path, "tiny", tmp_path, terms, "resnet18", 0)
+    one = unit.asked
+    weights.write_bytes(b"two")
+    assert one[:2] == unit.asked[:2] == ["auto", str(weights)] and one[2] != unit.asked[2]
     held = {"files": {str(weights): "a digest"}, "data": {}, "long": None}
     write_json(tmp_path / "out" / "plan.json", held)
     _check_folder(tmp_path / "out", held)
-    _check_folder(tmp_path / "out", {"files": {str(weights): "another"}, "data": {}})  # nothing began with it
-    write_json(tmp_path / "out" / "tiny" / "prepared" / "resnet18.json", {})
     _check_folder(tmp_path / "out", {"files": {"another": "digest"}, "data": {}})
     with pytest.raises(InputError, match="has changed since .* began with it; give the same file"):
         _check_folder(tmp_path / "out", {"files": {str(weights): "another"}, "data": {}})

@@ -93,6 +93,8 @@ def test_weights_of_ones_own(command: tuple[object, ...], tmp_path: Path) -> Non
     printed = done(*asked, *own).stdout
     assert "| file weights.pth |" in printed and "| **RANDOM**" not in printed
     assert "began with other --weights" in refused(*asked, "--weights", "test_resnet=none", "--no-test", "--tries", 1)
+    torch.save(timm.create_model("test_resnet").state_dict(), file)
+    assert "began with other --weights" in refused(*asked, *own), "others under the same name"
 
 
 def test_the_list_names_every_system(monkeypatch: pytest.MonkeyPatch) -> None:

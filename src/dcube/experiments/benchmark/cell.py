@@ -53,7 +53,7 @@ def prepare(unit: Unit) -> None:
     try:
         (ours if unit.model in STEP1.values() else systems).prepare(unit)
     except FAILURES as error:
-        write_json(unit.prepared, {"asked": list(unit.weights)} | _failure(error, unit))
+        write_json(unit.prepared, {"asked": unit.asked} | _failure(error, unit))
     tidy(unit.prepared.with_suffix(""))
 
 

@@ -52,7 +52,7 @@ def prepare(unit: Unit) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     if budget_of(unit).seconds is not None:
         system_paces(system, data, unit.settings, directory)
-    write_json(unit.prepared, counted | {"asked": list(unit.weights)})
+    write_json(unit.prepared, counted | {"asked": unit.asked})
 
 
 def train(unit: Unit, data: ImageData) -> dict[str, Any]:

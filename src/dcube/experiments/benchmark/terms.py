@@ -13,7 +13,7 @@ from dcube.data.folds import splits_of
 from dcube.data.scarcity import scarce
 from dcube.data.store import Store
 from dcube.experiments.benchmark.field import STEP1, Configuration, configurations, parts_of
-from dcube.files import read_json
+from dcube.files import file_digest, read_json
 from dcube.settings import override
 from dcube.training.budget import Budget
 
@@ -43,9 +43,9 @@ class Terms:
 
     @property
     def files(self) -> tuple[str, ...]:
-        """Paths of first weights."""
+        """First weights of D-Cube and of what reads its CNN, where they are files; a rival's are its unit's own."""
         own = (self.settings.classifier.cnn_weights, self.settings.diffusion.init or "")
-        return tuple(path for path in (*(value for _, value in self.weights), *own) if path and Path(path).is_file())
+        return tuple(path for path in own if path and Path(path).is_file())
 
     def configurations(self, model: str) -> tuple[Configuration, ...]:
         """What is tried of a system."""
@@ -128,6 +128,12 @@ class Unit:
         asked = dict(self.terms.weights)
         given = asked.get(self.model, asked.get("", "auto"))
         return (given, None) if given in ("auto", "hub", "none", "offline") else ("auto", given)
+
+    @property
+    def asked(self) -> list[str | None]:
+        """The same as JSON, and of a file its digest: it may change under its name."""
+        word, file = self.weights
+        return [word, file, *([file_digest(Path(file))] if file and Path(file).is_file() else [])]
 
     def data(self) -> ImageData:
         """The images with their splits: every system of a seed has the same."""
