@@ -44,7 +44,7 @@ def study_settings(recipe: str, overrides: Sequence[str]) -> Experiment:
 def reproduce_step1(
     data: Sequence[str | Path], out: Path, settings: Experiment, *, folds: int = 3, seeds: Sequence[int] = (0, 1),
     jobs: int = 1, timesteps: tuple[int, ...] = (50,), whole: bool = True, quarter: bool = True,
-    unlabelled: bool = False, relatives: bool = True, test: bool = False, share: float = QUARTER,
+    unlabelled: bool = False, relatives: bool = True, test: bool = False, share: float = QUARTER, draws: int = 1,
 ) -> dict[str, Any]:  # fmt: skip
     """The study of step 1 on every image set of `data`; continues where it was interrupted.
 
@@ -71,7 +71,7 @@ def reproduce_step1(
         write_json(out / "plan.json", asked | {"data": before | {name: store.key for name, store in stores.items()}})
         units = study(
             stores, settings, out, folds=folds, seeds=seeds, jobs=jobs, timesteps=timesteps, whole=whole,
-            quarter=quarter, unlabelled=unlabelled, relatives=relatives, test=test, part=share,
+            quarter=quarter, unlabelled=unlabelled, relatives=relatives, test=test, part=share, draws=draws,
         )  # fmt: skip
         return _write(out, asked, units, settings.evaluation.model_dump(include={"bootstrap", "level"}))
 

@@ -75,6 +75,7 @@ def reproduce(
     quarter: Annotated[bool | None, typer.Option(help="step1: ask again with a quarter (--share) of it.")] = None,
     unlabelled: Unlabelled = False,
     share: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="step1: what both keep (0.25).")] = None,
+    draws: Annotated[int | None, typer.Option(min=1, help="step1: draws of what both keep (1).")] = None,
     relatives: Annotated[bool | None, typer.Option(help="step1: ask of eq. 4 and its relatives too.")] = None,
     test: Annotated[bool, typer.Option("--test", help="step1: when all folds are done, the test split too.")] = False,
     budget: Budget = None,
@@ -88,7 +89,7 @@ def reproduce(
     """A claim as one command: tables and figures with paired intervals. Repeat it to continue."""
     of_step1 = {
         "--folds": folds, "--timesteps": timesteps, "--whole": whole, "--quarter": quarter, "--relatives": relatives,
-        "--unlabelled": unlabelled or None, "--share": share, "--test": test or None,
+        "--unlabelled": unlabelled or None, "--share": share, "--draws": draws, "--test": test or None,
     }  # fmt: skip
     of_tables = {
         "--budget": budget, "--size": size, "--weights": weights, "--no-test": no_test or None, "--again": again or None
@@ -115,7 +116,7 @@ def reproduce(
     reproduce_step1(
         data, out, settings, folds=folds or 3, seeds=repeats, jobs=jobs, timesteps=steps,
         whole=whole is not False, quarter=quarter is not False, unlabelled=unlabelled,
-        relatives=relatives is not False, test=test, share=share or QUARTER,
+        relatives=relatives is not False, test=test, share=share or QUARTER, draws=draws or 1,
     )  # fmt: skip
     typer.echo((out / "step1.md").read_text(encoding="utf-8"))
 

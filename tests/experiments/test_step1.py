@@ -128,10 +128,10 @@ def test_the_summary_pools_out_of_fold_predictions(done: tuple[Path, list[Unit]]
     repeats, labels, _ = pooled(units, read_cell)
     part = summarise(units, bootstrap=100)["tiny"]["whole"]
     assert part["n"] == len(labels) == sum(len(cell_of(unit).held_out) for unit in units)
-    expected = macro_f1(labels, repeats["D-Cube"][0].argmax(1), 3)
+    expected = macro_f1(labels, repeats["D-Cube"][0, 0].argmax(1), 3)
     assert part["macro_f1"]["D-Cube"]["value"] == pytest.approx(expected)
     difference = next(d for d in part["differences"] if (d["of"], d["to"]) == ("D-Cube", "no step 1"))
-    other = macro_f1(labels, repeats["no step 1"][0].argmax(1), 3)
+    other = macro_f1(labels, repeats["no step 1"][0, 0].argmax(1), 3)
     assert difference["value"] == pytest.approx(expected - other)
     text = markdown(summarise(units, bootstrap=100))
     assert "D-Cube - no step 1" in text and f"{expected:.3f}" in text
@@ -153,7 +153,7 @@ def test_what_only_some_cells_were_asked_is_left_out(done: tuple[Path, list[Unit
 def test_differences_pair_what_one_seed_answered() -> None:
     labels, groups = np.tile([0, 1], 10), np.arange(20).astype(str)
     right, wrong = np.eye(2)[labels], np.eye(2)[1 - labels]
-    found = _difference({1: right}, {0: wrong, 1: right}, labels, groups, {"bootstrap": 20})
+    found = _difference({(1, 0): right}, {(0, 0): wrong, (1, 0): right}, labels, groups, {"bootstrap": 20})
     assert found["value"] == 0 and len(found["repeats"]) == 1
 
 
@@ -204,7 +204,7 @@ def test_of_the_steps_a_tenth_have_labels(data: ImageData, tmp_path: Path, monke
     (alone, first, many), (_, then, few) = trained
     assert alone and many > few and first == settings.diffusion
     assert (then.optimizer.steps, then.optimizer.warmup_steps) == (8, 2)
-    assert then.init == str(unit.directory / "step1/trained/unlabelled/model.safetensors")
+    assert then.init == str(unit.shared / "model.safetensors")
 
 
 def test_step_1_begins_without_labels_where_few_images_have_them(data: ImageData, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_the_test_split_has_a_table_of_its_own(tmp_path: Path, monkeypatch: pyte
     parts = summary["tiny"]
     assert list(parts) == ["whole", "whole, test"] and parts["whole, test"]["n"] == 3
     repeats, labels, _ = pooled([unit for unit in units if unit.fold is None], read_cell)
-    expected = macro_f1(labels, repeats["D-Cube"][0].argmax(1), 3)
+    expected = macro_f1(labels, repeats["D-Cube"][0, 0].argmax(1), 3)
     assert parts["whole, test"]["macro_f1"]["D-Cube"]["value"] == pytest.approx(expected)
     text = markdown(summary)
     assert "## The test split" in text and "macro-F1, test split" in text

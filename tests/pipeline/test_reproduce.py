@@ -84,6 +84,9 @@ def test_bad_input_is_found_before_any_work(command: tuple[object, ...], tmp_pat
     assert "group" in refused(*command, "--data", few, "--out", out, *SMALL)
     assert "0,1" in refused(*command, "--data", PHANTOM, "--out", out, "--seeds", "one")
     assert "0 .. 19" in refused(*command, "--data", PHANTOM, "--out", out, "--timesteps", "50")
+    assert "--draws are of a part" in refused(
+        *command, "--data", PHANTOM, "--out", out, *SMALL, "--draws", 2, "--no-quarter"
+    )
     assert "called 'few'" in refused(*command, "--data", few, "--data", few, "--out", out, *SMALL)
     full = tmp_path / "full"
     full.mkdir()

@@ -39,6 +39,7 @@ from dcube.training.order import key
 from dcube.training.runtime import pick_device
 
 MIDDLE, TEXTURES = "cnn, stride 16", ", covariances"
+WEIGHTS = "model.safetensors"
 DIGITS = 4  # of the probabilities that are kept: what is pooled is small enough to be published
 
 
@@ -50,6 +51,7 @@ class Cell:
     data: ImageData
     seed: int
     unlabelled: ImageData | None = None  # what step 1 sees first, without labels
+    shared: Path | None = None  # where what it learned so lies, for all draws of the labels
     _held: dict[str, np.ndarray] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -98,9 +100,11 @@ def part_name(part: float) -> str:
     return {0.5: "half", 0.25: "a quarter", 0.1: "a tenth"}.get(part) or f"{100 * part:.3g} %"
 
 
-def fold_data(store: Store, seed: int, folds: int, fold: int | None, part: float | None = None) -> ImageData:
-    """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a `part` of it.
-    None: the given test split is "test", all else "train", or a part of it.
+def fold_data(
+    store: Store, seed: int, folds: int, fold: int | None, part: float | None = None, draw: int = 0
+) -> ImageData:
+    """Everything but the given test split, dealt by group: `fold` is "test", the rest "train", or a `part` of it, of
+    which there are many draws. None: the given test split is "test", all else "train", or a part of it.
 
     InputError where a class has too few groups for the folds, or fewer than two in the training part.
     """
@@ -108,7 +112,7 @@ def fold_data(store: Store, seed: int, folds: int, fold: int | None, part: float
         splits = np.where(np.array(store.given_splits) == "test", "test", "train").astype("<U5")
     else:
         splits = fold_splits(store, folds, seed)[fold]
-    splits = scarce(store, splits, seed, share=part)
+    splits = scarce(store, splits, key(seed, "draw", draw) if draw else seed, share=part)
     train, groups = splits == "train", np.array(store.groups)
     for label, name in enumerate(store.classes):
         if len(set(groups[train & (store.labels == label)])) < 2:
@@ -118,6 +122,17 @@ def fold_data(store: Store, seed: int, folds: int, fold: int | None, part: float
                 f"{', a larger --share, or neither --quarter nor --unlabelled' if part else ''}."
             )
     return ImageData(store, splits)
+
+
+def pretrain(cell: Cell, settings: Experiment) -> Experiment:
+    """The settings that go on from a training without labels, which is done once for all draws of them."""
+    assert cell.unlabelled is not None and cell.shared is not None
+    weights = cell.shared / WEIGHTS
+    if not weights.is_file():
+        teacher = make_teacher(cell.unlabelled, settings)
+        train_diffusion(cell.unlabelled, settings, cell.shared, teacher=teacher, unconditional=True)
+        tidy(cell.shared)
+    return settings.model_copy(update={"diffusion": labelled_phase(settings.diffusion, str(weights))})
 
 
 @dataclass(frozen=True)
@@ -142,21 +157,12 @@ class Arm:
             # without labels first, where there are images to see so
             pool, settings = cell.unlabelled, self.settings
             if pool is not None:
-                settings = self._pretrained(pool, directory)
+                settings = pretrain(cell, self.settings)
             teacher, seen = make_teacher(cell.data, settings), pool.seen if pool else None
             train_diffusion(cell.data, settings, directory, teacher=teacher, seen=seen)
             write_json(finished, {"inputs": inputs})
-        for left_over in (directory / "checkpoint", directory / "unlabelled"):
-            shutil.rmtree(left_over, ignore_errors=True)
-        return load_diffusion(directory / "model.safetensors", device)
-
-    def _pretrained(self, data: ImageData, directory: Path) -> Experiment:
-        """The settings that go on from a training without labels."""
-        first = directory / "unlabelled"
-        weights = first / "model.safetensors"
-        if not weights.is_file():
-            train_diffusion(data, self.settings, first, teacher=make_teacher(data, self.settings), unconditional=True)
-        return self.settings.model_copy(update={"diffusion": labelled_phase(self.settings.diffusion, str(weights))})
+        shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+        return load_diffusion(directory / WEIGHTS, device)
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:
         """Linear probes of every block and timestep: {"blocks": [{"block", "timestep", "inside": macro-F1 inside the
@@ -251,7 +257,7 @@ def best_blocks(probed: Mapping[str, Any], count: int) -> list[int]:
 def classify_system(cell: Cell, name: str, settings: Experiment, arm: Arm, blocks: list[int]) -> None:
     """Probabilities [n, K] of the held-out fold by a trained step 2 on `blocks` of a step 1, left in step2/."""
     directory = cell.directory / "step2" / name
-    file, weights = cell.directory / "step2" / f"{name}.json", directory / "model.safetensors"
+    file, weights = cell.directory / "step2" / f"{name}.json", directory / WEIGHTS
     if not file.is_file():
         train_classifier(cell.data, settings, arm.diffusion, blocks, directory)
         predictor = load_predictor(weights, arm.diffusion, arm.diffusion.device)

@@ -8,7 +8,7 @@ import torch
 
 from dcube.classifier.reader import joined
 from dcube.evaluation.repeats import repeated_difference, repeated_metric
-from dcube.experiments.step1 import PLAIN, QUARTER, RELATIVES, TRAINED, UNTRAINED, Unit, pooled
+from dcube.experiments.step1 import PLAIN, QUARTER, RELATIVES, TRAINED, UNTRAINED, Repeat, Unit, pooled
 from dcube.experiments.step1_cell import MIDDLE, TEXTURES, Cell, part_name
 from dcube.files import read_json
 
@@ -47,6 +47,8 @@ QUESTIONS = (  # (figure, compared with): each a paired difference
     ("D-Cube" + TWO, "untrained step 1" + TWO),
     ("D-Cube" + TWO, "no step 1" + TWO),
     ("D-Cube" + TWO, "fine-tuned CNN" + TWO),
+    ("D-Cube" + TWO, PROBE + MIDDLE),  # the reader alone
+    (PROBE + MIDDLE, "fine-tuned CNN"),
     (LATE + PROBE + TRAINED, "fine-tuned CNN"),
     (LATE + PROBE + TRAINED, LATE + PROBE + UNTRAINED),
     (LATE + PROBE + TRAINED, LATE + PROBE + "pixels"),
@@ -144,6 +146,7 @@ def summarise(units: Sequence[Unit], **how_sure: Any) -> dict[str, Any]:
                 "n": len(labels), "groups": len(set(groups.tolist())),
                 "folds": None if chosen[0].fold is None else chosen[0].folds,
                 "seeds": sorted({unit.settings.seed for unit in chosen}),
+                "draws": len({unit.draw for unit in chosen}),
                 "macro_f1": {
                     system: repeated_metric([*p.values()], labels, groups, **how_sure) for system, p in repeats.items()
                 },
@@ -163,12 +166,12 @@ def _share(unit: Unit) -> str:
 
 
 def _difference(
-    a: dict[int, np.ndarray], b: dict[int, np.ndarray], labels: np.ndarray, groups: np.ndarray,
+    a: dict[Repeat, np.ndarray], b: dict[Repeat, np.ndarray], labels: np.ndarray, groups: np.ndarray,
     how_sure: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     """Paired over the seeds that both have: eq. 3 alone and the relatives of eq. 4 were asked with the first one."""
-    both = [seed for seed in a if seed in b]
-    return repeated_difference([a[s] for s in both], [b[s] for s in both], labels, groups, **how_sure)
+    both = [repeat for repeat in a if repeat in b]
+    return repeated_difference([a[r] for r in both], [b[r] for r in both], labels, groups, **how_sure)
 
 
 def _chosen(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
