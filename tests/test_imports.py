@@ -13,8 +13,8 @@ ORDER = (
     *("errors", "files", "progress", "lock", "sections", "networks", "config", "idle", "settings"),
     *("data", "evaluation", "training", "diffusion", "features", "classifier", "baselines"),
     *("experiments", "report"),
-    *("tables", "environment", "runs", "opening", "checks", "inputs", "audit", "external", "stages", "samples"),
-    *("explanation", "preparing", "pretraining", "crossval", "dryrun"),
+    *("tables", "environment", "runs", "opening", "checks", "inputs", "audit", "inference", "external", "stages"),
+    *("samples", "explanation", "preparing", "pretraining", "crossval", "dryrun"),
     *("reproduce", "benchmark"),
     *("api", "console", "options", "prediction", "looking_cli", "studies_cli", "cli", "__main__"),
 )

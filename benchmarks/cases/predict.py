@@ -11,7 +11,7 @@ from benchmarks.reference import classifier
 from benchmarks.sizes import Size
 from benchmarks.world import World, difference
 from dcube.classifier.model import Predictor
-from dcube.external import predict_files
+from dcube.inference import predict_files
 from dcube.training.runtime import fast_dtype
 
 

@@ -204,7 +204,7 @@ class DCube:
         or tensor [N, C, H, W] with values in [0, 1]. Raises InputError for a file that cannot be read, and for more
         bits per value than training images of 8 had.
         """
-        from dcube import external
+        from dcube import inference
 
         listed = getattr(getattr(images, "dtype", None), "kind", "") in tuple("USO")  # an array of paths
         if isinstance(images, str | bytes | Path) or (listed and images.ndim == 0):
@@ -212,14 +212,14 @@ class DCube:
         if hasattr(images, "ndim") and not listed:
             stack = np.asarray(images.detach().cpu() if hasattr(images, "detach") else images, dtype=np.float32)
             return self._predict_stack(stack)
-        chunks = list(external.predict_raw(self._predictor, images, self._raw))
+        chunks = list(inference.predict_raw(self._predictor, images, self._raw))
         return np.concatenate(chunks) if chunks else np.zeros((0, len(self.classes)))
 
     def predict_files(self, paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         """A row per image file: path, predicted, confidence, p_<class>, warning (where it looks unlike training)."""
-        from dcube import external
+        from dcube import inference
 
-        return external.predict_files(self._predictor, paths)
+        return inference.predict_files(self._predictor, paths)
 
     def explain(
         self, paths: Sequence[str | Path], out: str | Path, class_name: str | None = None, grid: int | None = None
@@ -245,7 +245,7 @@ class DCube:
     def _raw(self, image: Any) -> np.ndarray:
         """Pixels of a file, or of one array of a list, checked as those of a file are."""
         from dcube.data.decode import checked, read_image
-        from dcube.external import refuse_deeper
+        from dcube.inference import refuse_deeper
 
         bits = self._predictor.metadata["normalisation"]["bits"]
         if isinstance(image, str | bytes | Path):
@@ -262,7 +262,7 @@ class DCube:
         return pixels
 
     def _predict_stack(self, stack: np.ndarray) -> np.ndarray:
-        from dcube import external
+        from dcube import inference
 
         norm = self._predictor.metadata["normalisation"]
         if stack.ndim != 4 or stack.shape[1] != norm["channels"] or stack.shape[2] != stack.shape[3]:
@@ -271,6 +271,6 @@ class DCube:
             )
         if len(stack) and not (np.isfinite(stack).all() and stack.min() >= 0 and stack.max() <= 1):
             raise InputError("An array of images must hold finite values in [0, 1].")
-        parts = [stack[i : i + external.CHUNK] for i in range(0, len(stack), external.CHUNK)]
+        parts = [stack[i : i + inference.CHUNK] for i in range(0, len(stack), inference.CHUNK)]
         empty = np.zeros((0, len(self.classes)))
-        return np.concatenate([external.predict_stored(self._predictor, part) for part in parts] or [empty])
+        return np.concatenate([inference.predict_stored(self._predictor, part) for part in parts] or [empty])

@@ -36,7 +36,7 @@ RING, RING_SIDE = 4, 64  # width of the border that is looked at, of images redu
 TREES = 200
 SHORTCUTS = {  # what the classes are told apart by -> what it would mean
     "files": "they come from different sources, and a model may learn those",
-    "bytes": "noise, sharpness or compression differ between them, perhaps with the scanner",
+    "bytes": "noise, sharpness or compression differ between them, perhaps with the scanner, or what they show does",
     "border": "a model may learn what surrounds the body",
 }
 

@@ -5,13 +5,23 @@ import os
 import sys
 import time
 from contextlib import redirect_stdout
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from dcube import looking_cli, studies_cli
-from dcube.console import OneSentence, check_stage, continued, guarded, print_result, result_table
+from dcube.console import (
+    OneSentence,
+    check_stage,
+    continued,
+    guarded,
+    print_cautions,
+    print_result,
+    result_table,
+    tell_unfinished,
+)
 from dcube.errors import InputError
 from dcube.options import RESTART, Data, Debug, Device, Recipe, RunFolder, Seed, Set
 from dcube.training import team
@@ -172,7 +182,10 @@ def evaluate(
 
     with opening.opened(run, "evaluate" if data is None else opening.APART, set_, device) as opened:
         metrics = stages.evaluate(opened, split or "val", again=again, data=data)
+        if data is None and opened.report.is_file():
+            stages.report(opened)  # else it would tell of older figures
     print(result_table(metrics))
+    print_cautions(run, metrics)
 
 
 @app.command()
@@ -205,6 +218,7 @@ def predict(
     from dcube import api
 
     rows = api.load(run, device=device).predict_files(list(group_of))
+    tell_unfinished(run)
     prediction.write_rows(prediction.average_groups(rows, group_of) if by_group else rows, out)
 
 
@@ -217,8 +231,9 @@ def recipes(debug: Debug = False) -> None:
     from dcube.settings import recipe_names
 
     for name in recipe_names():
-        first = resources.files("dcube.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0]
-        typer.echo(f"{name:14} {first.removeprefix('# ')}")
+        lines = resources.files("dcube.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        words = [line.removeprefix("# ") for line in takewhile(lambda line: line.startswith("#"), lines)]
+        typer.echo(f"{name:14} {' '.join(words)}")
 
 
 for verb in (looking_cli.audit, looking_cli.probe, looking_cli.explain, looking_cli.sample):

@@ -1,6 +1,7 @@
 """What the command line says: results in a small table, errors in one sentence."""
 
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from dcube.files import read_json
 
 P = ParamSpec("P")
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # Typer's, or Click's in its older versions
-INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 + SIGINT and SIGPIPE, as shells count them
 
 
 class OneSentence(TyperGroup):
@@ -48,6 +49,9 @@ def guarded(verb: Callable[P, None], continues: bool = False) -> Callable[P, Non
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             verb(*args, **kwargs)
+        except BrokenPipeError:  # who read this has read enough, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(BROKEN_PIPE) from None
         except (Exception, KeyboardInterrupt) as error:
             if kwargs.get("debug"):
                 traceback.print_exc()
@@ -108,8 +112,29 @@ def print_result(run: Path, split: str = "test") -> None:
     metrics = next((read_json(path) for path in files[split == "val" :] if path.is_file()), None)
     if metrics is not None:
         print(result_table(metrics))
+        print_cautions(run, metrics)
     if (run / "report.html").is_file():
         print(f"Report: {run / 'report.html'}")
+
+
+def print_cautions(run: Path, metrics: dict[str, Any]) -> None:
+    """What limits these figures of a run, as its report says it."""
+    from dcube.report.cautions import run_warnings
+    from dcube.report.records import cut_short, read_run
+
+    records = read_run(run)
+    named = {"name": (records.data or {}).get("name", "")}  # what else is known of the images was said already
+    if said := run_warnings(metrics, None, named, cut_short(records)):
+        print("\n- ".join(["Read this with the result:", *said]))
+
+
+def tell_unfinished(run: Path) -> None:
+    """Say on stderr where answers are those of a model whose training has not ended."""
+    from dcube.report.cautions import steps_done
+    from dcube.report.records import cut_short, read_run
+
+    if short := cut_short(read_run(run)):
+        print(f"{run}: the training stopped early ({steps_done(short)}), the model is not finished", file=sys.stderr)
 
 
 def result_table(metrics: dict[str, Any]) -> str:

@@ -13,12 +13,13 @@ import torch
 from dcube.classifier.head import map_side
 from dcube.classifier.model import DCubeClassifier
 from dcube.config import Experiment
-from dcube.data.records import ImageSet
+from dcube.data.records import SPLITS, ImageSet
 from dcube.data.split import assign_splits
 from dcube.diffusion.build import add_side_heads, build_denoiser
 from dcube.diffusion.objective import GenerativeObjective
 from dcube.diffusion.schedule import Schedule
 from dcube.diffusion.train import Diffusion
+from dcube.evaluation.intervals import FEW_GROUPS
 from dcube.features.finetuned import fine_tuned
 from dcube.features.frozen import FeatureCache, FrozenFeatures
 from dcube.features.subnet import SubNetwork
@@ -31,19 +32,27 @@ TEACHER_IMAGES = 32  # in one forward pass of the CNN that step 1 imitates
 
 def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | None = None) -> str:
     """What `fit` would do with these images and settings, as lines of text; first: what its step 1 begins with."""
-    labels = [record.label for record in images.records]
+    labels, groups = [record.label for record in images.records], [record.group for record in images.records]
     splits = assign_splits(
-        labels, [r.group for r in images.records], [r.split for r in images.records],
+        labels, groups, [record.split for record in images.records],
         val_fraction=settings.data.val_fraction, test_fraction=settings.data.test_fraction, seed=settings.seed,
     )  # fmt: skip
     counts = Counter(zip(labels, splits.tolist(), strict=True))
+    held = Counter((label, split) for label, split, _ in set(zip(labels, splits.tolist(), groups, strict=True)))
     channels = settings.data.channels if settings.data.channels != "auto" else 1
-    lines = [f"{images.name}: {len(labels)} images, {len({r.group for r in images.records})} groups"]
+    lines = [f"{images.name}: {len(labels)} images, {len(set(groups))} groups (in brackets below)"]
     for name in images.classes:
-        lines.append(f"  {name}: " + ", ".join(f"{counts[name, split]} {split}" for split in ("train", "val", "test")))
+        parts = (f"{counts[name, split]} ({held[name, split]}) {split}" for split in SPLITS)
+        lines.append(f"  {name}: " + ", ".join(parts))
+    few = [name for name in images.classes if any(0 < held[name, split] < FEW_GROUPS for split in SPLITS)]
+    if few:
+        lines.append(
+            f"  fewer than {FEW_GROUPS} groups (patients) of {', '.join(few)} in a split: figures of so few say little,"
+            " and so do their intervals; get more, or use --folds"
+        )
     train = int((splits == "train").sum())
-    size, held = settings.data.size, sum(len(one.records) for one in (first.images if first else [images]))
-    lines.append(f"store: {held * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
+    size, stored = settings.data.size, sum(len(one.records) for one in (first.images if first else [images]))
+    lines.append(f"store: {stored * channels * size**2 / 1e9:.2f} GB at {size} px, 8 bits, {channels} channel(s)")
     diffusion, step1 = _time_step1(settings, channels, len(images.classes))
     step2, cache = _time_step2(settings, diffusion, len(images.classes), train)
     trainings = [
@@ -59,8 +68,8 @@ def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | No
         steps, together = optimizer.total_steps(count), 2 if title.startswith("step 1") else 1  # pairs
         passes = steps * optimizer.batch_size * together / count
         lines.append(
-            f"{title}: {steps} steps of {seconds:.2f} s, at least {steps * seconds / 60:.0f} minutes;"
-            f" each image {passes:.0f} times"
+            f"{title}: {steps} steps of {seconds:.2f} s, some {steps * seconds / 60:.0f} minutes while the machine is"
+            f" as busy as now; each image {passes:.0f} times"
         )
     parameters = sum(p.numel() for p in diffusion.model.parameters())
     disk = 2 * 16 * parameters / 1e9  # two checkpoints: weights, EMA, two moments
@@ -68,7 +77,7 @@ def describe_run(images: ImageSet, settings: Experiment, first: Pretraining | No
     lines.append(f"feature cache: {cache:.2f} GB (features.cache_gb allows {settings.features.cache_gb:g})")
     if (peak := _peak_memory()) is not None:
         lines.append(f"peak memory of these steps: {peak:.1f} GB")
-    return "\n".join([*lines, "Nothing was written."])
+    return "\n".join([*lines, "Validation, samples and the reading of images come on top. Nothing was written."])
 
 
 def _peak_memory() -> float | None:

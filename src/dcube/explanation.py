@@ -18,8 +18,8 @@ from torch.nn import functional
 from dcube.classifier.model import Predictor
 from dcube.data.decode import Normalisation, read_image
 from dcube.errors import InputError
-from dcube.external import CHUNK, names_of, predict_stored, unlike_training
 from dcube.files import read_json, write_json
+from dcube.inference import CHUNK, names_of, predict_stored, unlike_training
 from dcube.progress import progress
 from dcube.samples import save
 from dcube.training.order import numpy_rng

@@ -1,167 +1,31 @@
-"""Pixels from outside the training set: prediction of files and arrays, evaluation on another set of images."""
+"""Evaluation on another set of images than the run's own."""
 
-import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
 from dcube.classifier.model import Predictor
-from dcube.data.dataset import resize
-from dcube.data.decode import Normalisation, is_colour, read_image
+from dcube.data.decode import Normalisation
+from dcube.data.manifest import MANIFEST
 from dcube.data.readers import Room, ahead
 from dcube.data.records import ImageSet, Record
 from dcube.data.seen import CONTENT, mark, marks_of
 from dcube.data.sources import open_images
 from dcube.data.store import Store, store_key
+from dcube.data.twins import joined_groups
 from dcube.errors import InputError
 from dcube.evaluation.intervals import evaluate_predictions
 from dcube.files import digest, read_json, write_json
-from dcube.progress import progress
+from dcube.inference import predict_chunks, refuse_deeper, unlike_training
 from dcube.runs import Run
 from dcube.tables import write_predictions
 from dcube.training.state import load_metadata
-
-CHUNK = 32  # images per forward
-Item = TypeVar("Item")
-
-
-def predict_raw(
-    predictor: Predictor, items: Iterable[Item], read: Callable[[Item], np.ndarray]
-) -> Iterator[np.ndarray]:
-    """Probabilities [n, K] float64, chunk by chunk; read(item) gives raw pixels [H, W] or [H, W, 3] of any size and
-    type, and is called by several threads."""
-    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
-    room = Room()
-
-    def prepare(item: Item) -> np.ndarray:
-        with room.of(item):
-            return normalisation.apply(read(item))
-
-    return predict_chunks(predictor, ahead(items, prepare))
-
-
-def predict_chunks(predictor: Predictor, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Probabilities [n, K] float64, chunk by chunk, for images [C, S, S] as the store holds them."""
-    normalisation, images = Normalisation.from_dict(predictor.metadata["normalisation"]), iter(images)
-    while held := list(islice(images, CHUNK)):
-        yield predict_stored(predictor, normalisation.floats(np.stack(held)))
-
-
-def predict_stored(predictor: Predictor, images: np.ndarray) -> np.ndarray:
-    """Probabilities [n, K] float64 for images [n, C, S, S] in [0, 1] at the stored size."""
-    device = next(predictor.model.parameters()).device
-    pixels = torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32)).to(device)
-    small, large = predictor.sizes
-    return predictor(resize(pixels, small), resize(pixels, large)).cpu().double().numpy()
-
-
-def names_of(paths: Iterable[Any]) -> list[str]:
-    """Paths as text. InputError for one path in place of a list, and for what is no path."""
-    if isinstance(paths, str | bytes | os.PathLike) or getattr(paths, "ndim", 1) == 0:
-        raise InputError("This takes a list of image files; put the one path into a list.")
-    try:
-        return [str(os.fsdecode(path)) for path in paths]
-    except TypeError as error:
-        raise InputError(f"This takes a list of paths of image files ({error}).") from error
-
-
-def predict_files(predictor: Predictor, paths: Iterable[Any]) -> list[dict[str, Any]]:
-    """A row per readable file: path, predicted, confidence, p_<class>, warning. paths: text or `Path`s.
-
-    Unreadable files are named on stderr and left out; InputError where none is left of some.
-    """
-    paths = names_of(paths)
-    if not paths:
-        return []
-    normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
-    read: list[str] = []
-    broken: list[str] = []
-    notes: list[str] = []
-    room = Room()
-
-    def prepare(path: str) -> tuple[np.ndarray, str] | InputError:
-        with room.of(path):
-            try:
-                raw = read_image(path)
-            except InputError as error:
-                return error
-            stored = normalisation.apply(raw)
-            return stored, unlike_training(raw, predictor.metadata, stored)
-
-    def images() -> Iterator[np.ndarray]:
-        with progress("prediction", len(paths)) as advance:
-            for number, (path, found) in enumerate(zip(paths, ahead(paths, prepare), strict=True), 1):
-                if isinstance(found, InputError):
-                    broken.append(str(found))
-                else:
-                    read.append(path)
-                    notes.append(found[1])
-                    yield found[0]
-                advance(number)
-
-    probabilities = [row for chunk in predict_chunks(predictor, images()) for row in chunk]
-    if not read:
-        raise InputError(f"None of {len(paths)} images can be read, the first being {broken[0]}")
-    for reason in broken:
-        print(f"left out: {reason}", file=sys.stderr)  # stdout may be the table
-    return [
-        {"path": path, "predicted": predictor.classes[p.argmax()], "confidence": float(p.max())}
-        | {f"p_{name}": float(v) for name, v in zip(predictor.classes, p, strict=True)}
-        | {"warning": note}
-        for path, p, note in zip(read, probabilities, notes, strict=True)
-    ]
-
-
-def training_look(
-    images: np.ndarray, sides: Sequence[int] | None = None, deep: np.ndarray | None = None
-) -> dict[str, list[float]]:
-    """Ranges of brightness and contrast over training images [n, C, S, S] in [0, 1], and of all images where these are
-    known of the longer `sides` of their files in pixels and of bits per value (`deep`: [N], more than 8); kept for
-    `unlike_training`.
-    """
-    flat = images.reshape(len(images), -1)
-    look = {"brightness": flat.mean(1), "contrast": flat.std(1)}
-    ranges = {name: [float(v) for v in np.percentile(values, [0.5, 99.5])] for name, values in look.items()}
-    if deep is not None:
-        ranges["bits"] = [16.0 if deep.all() else 8.0, 16.0 if deep.any() else 8.0]
-    return ranges | ({"side": [float(side) for side in sides]} if sides else {})
-
-
-def unlike_training(raw: np.ndarray, metadata: dict[str, Any], stored: np.ndarray | None = None) -> str:
-    """What about a raw image does not look like the training set, in words; empty where nothing does. `stored`: the
-    same image [C, S, S] as the store would hold it, where that is known."""
-    normalisation = Normalisation.from_dict(metadata["normalisation"])
-    notes = []
-    if normalisation.channels == 1 and raw.ndim == 3 and is_colour(raw):
-        notes.append("a colour image, but training images were grey")
-    look = dict(metadata.get("look", {}))
-    if (8 if raw.dtype == np.uint8 else 16) not in look.pop("bits", (normalisation.bits,)):
-        notes.append(f"{8 * raw.dtype.itemsize} bits per value, but training images had {normalisation.bits}")
-    if max(raw.shape[:2]) < min(look.pop("side", (normalisation.size,))[0], normalisation.size) / 2:
-        notes.append(f"only {raw.shape[1]} x {raw.shape[0]} pixels")
-    floats = normalisation.floats(normalisation.apply(raw) if stored is None else stored)
-    for name, (low, high) in look.items():
-        value = float(floats.mean() if name == "brightness" else floats.std())
-        margin = 0.25 * (high - low)
-        if not low - margin <= value <= high + margin:
-            notes.append(f"{name} {value:.2f} lies outside the training images' {low:.2f} .. {high:.2f}")
-    return "; ".join(notes)
-
-
-def refuse_deeper(raw: np.ndarray, bits: int, name: str) -> None:
-    """InputError where a raw image has more than 8 bits per value and the training images had 8 (`bits`)."""
-    if raw.dtype != np.uint8 and bits == 8:
-        raise InputError(
-            f"{name} has {8 * raw.dtype.itemsize} bits per value, but the training images had 8; convert the images as"
-            " those were."
-        )
 
 
 def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, Any]:
@@ -172,18 +36,25 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     settings = run.settings()
     images = open_images(data, settings.seed, classes=None)
     own = _check_external(run, images, predictor, data)
-    kept, broken, warnings, probabilities = _answers(predictor, images, data, own)
+    kept, marks, broken, warnings, probabilities = _answers(predictor, images, data, own)
     if len(broken) > settings.data.max_broken * len(images.records):
         raise InputError(f"{len(broken)} of {len(images.records)} images cannot be read, the first being {broken[0]}")
     labels = np.array([predictor.classes.index(record.label) for record in kept])
+    twins = _twins(marks)
+    groups = joined_groups([record.group for record in kept], twins, [None] * len(kept))
+    if copies := sum(len(like) - 1 for like in twins):
+        print(f"{copies} of {len(kept)} images are copies of others and count with them as one group", file=sys.stderr)
     metrics = {
         "split": "external", "data": data, "place": _place(data),
         **evaluate_predictions(
-            probabilities, labels, [record.group for record in kept], predictor.classes,
+            probabilities, labels, groups, predictor.classes,
             bootstrap=settings.evaluation.bootstrap, level=settings.evaluation.level, seed=settings.seed,
         ),
-        "broken": broken, "warnings": warnings,
+        "copies": copies, "broken": broken, "warnings": warnings,
     }  # fmt: skip
+    if _held_out(run, predictor) is None:
+        sentence = f"whether {data} holds its own validation or test images is not known: its prepared ones are gone"
+        print(f"{run.path}: {sentence}", file=sys.stderr)
     if warnings:
         print(f"{len(warnings)} of {len(kept)} images look unlike the training images; {warnings[0]}", file=sys.stderr)
     name = _free_name(run, data)
@@ -196,28 +67,30 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
 
 def _answers(
     predictor: Predictor, images: ImageSet, data: str, own: set[int]
-) -> tuple[list[Record], list[str], list[str], np.ndarray]:
-    """The readable images, what is wrong with the others, warnings, and the probabilities [n, K] of the readable ones.
+) -> tuple[list[Record], list[int], list[str], list[str], np.ndarray]:
+    """The readable images and their marks, what is wrong with the others, warnings, and the probabilities [n, K] of the
+    readable ones.
     InputError where any has one of the marks `own`, and for deeper pixels than the training images had.
     """
     kept: list[Record] = []
+    marks: list[int] = []
     broken: list[str] = []
     warnings: list[str] = []
     known: list[str] = []
     normalisation = Normalisation.from_dict(predictor.metadata["normalisation"])
     room = Room()
 
-    def prepare(record: Record) -> tuple[np.ndarray, str] | InputError:
+    def prepare(record: Record) -> tuple[np.ndarray, str, int] | InputError:
         with room.of(None if images.root is None else images.root / record.path):
             try:
                 raw = images.read(record)
             except InputError as error:
                 return error
             refuse_deeper(raw, normalisation.bits, f"{record.path} of {data}")
-            if mark(raw) in own:
+            if (number := mark(raw)) in own:
                 known.append(record.path)
             pixels = normalisation.apply(raw)
-            return pixels, unlike_training(raw, predictor.metadata, pixels)
+            return pixels, unlike_training(raw, predictor.metadata, pixels), number
 
     def stored() -> Iterator[np.ndarray]:
         for record, found in zip(images.records, ahead(images.records, prepare), strict=True):
@@ -225,19 +98,27 @@ def _answers(
                 broken.append(str(found))
             else:
                 kept.append(record)
+                marks.append(found[2])
                 if found[1]:
                     warnings.append(f"{record.path}: {found[1]}")
                 yield found[0]
 
     probabilities = np.concatenate(list(predict_chunks(predictor, stored())) or [np.zeros((0, len(predictor.classes)))])
     _refuse_known(known, images, data)
-    return kept, broken, warnings, probabilities
+    return kept, marks, broken, warnings, probabilities
+
+
+def _twins(marks: Sequence[int]) -> list[list[int]]:
+    """Positions of equal images, each list two or more."""
+    found: dict[int, list[int]] = {}
+    for index, number in enumerate(marks):
+        if number:
+            found.setdefault(number, []).append(index)
+    return [like for like in found.values() if len(like) > 1]
 
 
 def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str) -> set[int]:
-    """Marks of the images that may not be among them: what step 1 has seen, and where the run's prepared images are at
-    hand its validation and test images.
-    """
+    """Marks of the images that may not be among them: what step 1 has seen, and what the run is judged by."""
     held = store_key(images, run.settings().data) if images.prepared is None else Store.open(images.prepared).key
     if held == run.store_key():
         raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
@@ -246,13 +127,23 @@ def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str)
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
     seen = load_metadata(run.diffusion / "model.safetensors").get("seen", {})
     own = set(marks_of(seen.get(CONTENT, "")).tolist())
-    with suppress(InputError):  # the prepared images need not be there
-        marks = Store.open(run.store()).marks
-        own |= set() if marks is None else set(marks.tolist())
+    if (held_out := _held_out(run, predictor)) is not None:
+        own |= set(held_out.tolist())
     if images.prepared is not None and (marks := Store.open(images.prepared).marks) is not None:
         pairs = zip(images.records, marks.tolist(), strict=True)  # of the files; here are prepared pixels
         _refuse_known([record.path for record, number in pairs if number and number in own], images, data)
     return own - {0}
+
+
+def _held_out(run: Run, predictor: Predictor) -> NDArray[np.uint64] | None:
+    """Marks of the run's validation and test images, which the classifier remembers; of an older version, of its
+    prepared images, and None where these are gone.
+    """
+    if "held_out" in predictor.metadata:
+        return marks_of(predictor.metadata["held_out"])
+    with suppress(InputError):
+        return Store.open(run.store()).marks
+    return None
 
 
 def _refuse_known(known: Sequence[str], images: ImageSet, data: str) -> None:
@@ -277,7 +168,7 @@ def _place(data: str) -> str:
     if data.startswith("phantom:"):
         return data
     path = Path(data).resolve()
-    return str(path.parent if path.name == "manifest.csv" else path)
+    return str(path.parent if path.name.lower() == MANIFEST else path)
 
 
 def external_name(data: str) -> str:

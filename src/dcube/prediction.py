@@ -11,7 +11,7 @@ from typing import Any
 
 from dcube.data.decode import SUFFIXES
 from dcube.data.folders import check_name, hidden, is_odd
-from dcube.data.manifest import group_of, path_of, read_rows
+from dcube.data.manifest import group_of, manifest_in, path_of, read_rows
 from dcube.errors import InputError
 from dcube.files import check_file_writable, write_json, write_text
 
@@ -64,8 +64,8 @@ def table_of(entry: Path) -> Path | None:
     """
     if entry.is_file():
         return entry if entry.suffix.lower() == ".csv" else None
-    table = entry / "manifest.csv"
-    return table if table.is_file() and "path" in read_rows(table, ())[0][1] else None
+    table = manifest_in(entry)
+    return table if table and "path" in read_rows(table, ())[0][1] else None
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -116,7 +116,7 @@ def average_groups(rows: Sequence[Row], group_of: Mapping[str, str]) -> list[Row
         averaged.append(
             {"group": group, "images": len(members), "predicted": best.removeprefix("p_"), "confidence": means[best]}
             | means
-            | {"warning": f"{len(warned)} of {len(members)} images: {warned[0]}" if warned else ""}
+            | {"warning": f"of {len(warned)} of {len(members)} images, such as: {warned[0]}" if warned else ""}
         )
     return averaged
 

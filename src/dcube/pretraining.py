@@ -137,14 +137,24 @@ class Pretraining:
     @cached_property
     def joint(self) -> JointData:
         """All sets as one; InputError where they do not go together."""
-        splits = [
-            unlabelled_splits(s) if is_unlabelled(s) else splits_of(s, self.settings.data, self.settings.seed)
-            for s in self.stores.values()
-        ]
-        if self.splits is not None:
-            splits[0] = self.splits
+        given = {} if self.splits is None else {next(iter(self.stores)): self.splits}
+        splits = [given[name] if name in given else self._divided(name, store) for name, store in self.stores.items()]
         parts = [ImageData(store, part) for store, part in zip(self.stores.values(), splits, strict=True)]
         return JointData(list(self.stores), without_held_out(list(self.stores), parts))
+
+    def _divided(self, name: str, store: "Store") -> np.ndarray:
+        """Splits [N] of a set; InputError where it cannot be divided, as folders of patients cannot."""
+        if is_unlabelled(store):
+            return unlabelled_splits(store)
+        try:
+            return splits_of(store, self.settings.data, self.settings.seed)
+        except InputError as error:
+            some = ", ".join(store.classes[:3]) + (" ..." if len(store.classes) > 3 else "")
+            raise InputError(
+                f"{name} was read as a labelled set of the classes {some}, of which a part is held out:"
+                f" {str(error).rstrip('.')}. If they are no classes, name the images in a manifest.csv without the"
+                " column label (path,patient_id)."
+            ) from error
 
     def train(self, deadline: float | None = None, restart: bool = False) -> float:
         """Begin or go on until the end, or the deadline (of `time.monotonic`); returns the seconds that probes took."""

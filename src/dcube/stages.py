@@ -24,10 +24,11 @@ from dcube.evaluation.floors import fitted_floors
 from dcube.evaluation.intervals import evaluate_predictions, without_classes
 from dcube.experiments.live_probe import LiveProbe
 from dcube.experiments.probe import probe as probe_blocks
-from dcube.external import evaluate_external, training_look
+from dcube.external import evaluate_external
 from dcube.features.selection import check_probed, select_blocks
 from dcube.features.teacher import make_teacher
 from dcube.files import digest, file_digest, read_json, write_json, write_text
+from dcube.inference import training_look
 from dcube.inputs import cnn_weights, initial_weights, step1_inputs, weights_digest
 from dcube.report.figures import probe_figure, selection_figure
 from dcube.report.page import write_report
@@ -224,6 +225,12 @@ def open_data(run: Run) -> ImageData:
     """The run's images with its own splits (split.csv); those of a pre-training's sets as one."""
     splits = read_split(run.split)
     stores = {name: Store.open(folder) for name, folder in run.stores().items()}
+    keys = {part["name"]: part["key"] for part in run.sets or [read_json(run.data)]}
+    if others := [name for name, store in stores.items() if store.key != keys[name]]:
+        raise InputError(
+            f"The prepared images of '{others[0]}' at {stores[others[0]].directory} are other ones than {run.path} was"
+            " made of; repeat the command that made this run with --restart, or in a new folder."
+        )
     named = [f"{name}/{path}" if run.sets else path for name, store in stores.items() for path in store.paths]
     if unknown := [path for path in named if path not in splits]:
         raise InputError(

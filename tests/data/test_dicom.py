@@ -1,4 +1,4 @@
-"""DICOM: the units of the file, the patients of a set, and a sentence for whatever cannot be used."""
+"""DICOM: the units of the file, and a sentence for whatever cannot be used."""
 
 import sys
 from pathlib import Path
@@ -17,31 +17,7 @@ from dcube.errors import InputError
 from dcube.prediction import list_images
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian  # noqa: E402
-
-RAMP = np.arange(16 * 20, dtype=np.uint16).reshape(16, 20)
-
-
-def write(path: Path, pixels: np.ndarray = RAMP, **tags: Any) -> Path:
-    """A CT slice, or what `tags` make of it; a tag of None is left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = pydicom.Dataset()
-    file.file_meta = pydicom.dataset.FileMetaDataset()
-    file.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    file.file_meta.MediaStorageSOPClassUID = file.SOPClassUID = CTImageStorage
-    file.file_meta.MediaStorageSOPInstanceUID = file.SOPInstanceUID = pydicom.uid.generate_uid()
-    bits = 8 * pixels.dtype.itemsize
-    about = {
-        "PatientID": "P1", "Rows": pixels.shape[0], "Columns": pixels.shape[1], "BitsAllocated": bits,
-        "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        "SamplesPerPixel": 1 if pixels.ndim == 2 else 3, "PixelData": pixels.tobytes(),
-        "PhotometricInterpretation": "MONOCHROME2" if pixels.ndim == 2 else "RGB",
-    } | ({} if pixels.ndim == 2 else {"PlanarConfiguration": 0}) | tags  # fmt: skip
-    for name, value in about.items():
-        if value is not None:
-            setattr(file, name, value)
-    file.save_as(path, enforce_file_format=True)
-    return path
+from dicoms import RAMP, write  # noqa: E402
 
 
 def test_values_are_those_of_the_modality(tmp_path: Path) -> None:
@@ -73,6 +49,61 @@ def test_the_kind_of_a_file_follows_its_tags_and_not_its_values(tmp_path: Path) 
     bright = np.full((8, 8), 200, np.uint8)
     assert read_image(write(tmp_path / "a.dcm", bright, RescaleSlope=1, RescaleIntercept=-10)).dtype == np.float32
     assert read_image(write(tmp_path / "b.dcm", bright, RescaleSlope=1, RescaleIntercept=0)).dtype == np.uint8
+
+
+def units(*pairs: tuple[float | None, float | None]) -> list[Any]:
+    """An item of functional groups for each (slope, intercept)."""
+    found = []
+    for slope, intercept in pairs:
+        values, item = pydicom.Dataset(), pydicom.Dataset()
+        values.RescaleSlope, values.RescaleIntercept = slope, intercept
+        item.PixelValueTransformationSequence = [values]
+        found.append(item)
+    return found
+
+
+def test_a_single_frame_may_state_its_units_for_its_frames(tmp_path: Path) -> None:
+    frame, shared = "PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"
+    both = {frame: units((2, -1024)), shared: units((3, 7))}
+    expected = {
+        "frame": (both, 2.0 * RAMP - 1024),
+        "shared": ({shared: units((3, 0))}, 3.0 * RAMP),
+        "frame without": ({frame: [pydicom.Dataset()], shared: units((3, 7))}, 3.0 * RAMP + 7),
+        "frame empty": ({frame: units((None, None)), shared: units((3, 7))}, 3.0 * RAMP + 7),
+        "top": (both | {"RescaleSlope": 5, "RescaleIntercept": 1}, 5.0 * RAMP + 1),
+        "empty top": (both | {"RescaleSlope": "", "RescaleIntercept": ""}, 2.0 * RAMP - 1024),
+    }
+    for name, (tags, values) in expected.items():
+        np.testing.assert_array_equal(read_image(write(tmp_path / f"{name}.dcm", **tags)), values, name)
+    grey = write(tmp_path / "grey.dcm", RAMP.astype(np.uint8), **{shared: units((1, -1))})
+    np.testing.assert_array_equal(read_image(grey), RAMP.astype(np.uint8) - 1.0)
+
+
+def table(entries: np.ndarray, first: int = 0) -> list[Any]:
+    """A modality LUT of these entries, for stored values from `first` on."""
+    item = pydicom.Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, 8 * entries.dtype.itemsize])
+    item.add_new("LUTData", "US", entries.tolist())
+    item.ModalityLUTType = "OD"
+    return [item]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_table_is_entered_by_stored_values_and_inverted_after(tmp_path: Path, kind: type) -> None:
+    entries = (np.arange(100) ** 2 // 40).astype(kind)  # not a line: the order matters
+    stored = RAMP // 4
+    tags = {"ModalityLUTSequence": table(entries, 10), "PixelPaddingValue": 0}
+    shown = entries[np.clip(stored.astype(int) - 10, 0, 99)].astype(int)
+    turned = np.iinfo(kind).max - shown
+    for name, values in {"MONOCHROME2": shown, "MONOCHROME1": turned}.items():
+        found = read_image(write(tmp_path / f"{name}.dcm", stored, PhotometricInterpretation=name, **tags))
+        lowest = values[stored > 0].min()
+        assert np.array_equal(found, np.where(stored == 0, lowest, values)), name
+
+
+def test_inverted_values_keep_slope_and_intercept(tmp_path: Path) -> None:
+    tags = {"PhotometricInterpretation": "MONOCHROME1", "RescaleSlope": 2, "RescaleIntercept": -5}
+    assert np.array_equal(read_image(write(tmp_path / "cr.dcm", **tags)), 2.0 * (65535 - RAMP.astype(int)) - 5)
 
 
 def test_tags_without_a_value_say_nothing(tmp_path: Path) -> None:
@@ -141,15 +172,6 @@ def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(InputError, match=r"pip install 'dcube-med\[dicom\]'"):
         read_image(path)
-
-
-def test_images_are_grouped_by_patient_and_nobody_is_named(tmp_path: Path) -> None:
-    for number, patient in enumerate(("Ann", "Ann", "Bob", None)):
-        write(tmp_path / "scans" / ("ill" if number % 2 else "well") / f"{number}.dcm", PatientID=patient)
-    records = {record.path: record for record in open_images(str(tmp_path / "scans")).records}
-    groups = [records[f"{'ill' if n % 2 else 'well'}/{n}.dcm"].group for n in range(4)]
-    assert groups[0] == groups[1] != groups[2] and groups[3] == "ill/3.dcm"
-    assert {groups[0], groups[2]} == {"dicom-patient-1", "dicom-patient-2"}, "no identity, nor anything made of one"
 
 
 def test_a_header_that_nothing_can_read_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,7 +84,10 @@ BAD_MANIFESTS = {
     "empty": ("", "no column 'path'"),
     "header only": (HEAD, "lists no images"),
     "missing file": (GOOD + "benign/7.png,m,train,p3\n", "names 1 missing file: benign/7.png"),
-    "group in two splits": (GOOD + "benign/2.png,m,test,p2\n", "group 'p2' is in two splits, train and test"),
+    "group in two splits": (
+        GOOD + "benign/2.png,m,test,p2\n",
+        "group 'p2' is in two splits, train and test \\(such as benign/1.png and benign/2.png\\): ",
+    ),
     "unseen label": (GOOD + "benign/2.png,rare,test,p3\n", "test holds the label 'rare', which train never sees"),
     "one class": (HEAD + "benign/0.png,b,,\nbenign/1.png,b,,\n", "one class only \\('b'\\)"),
     "one class in train": (HEAD + "benign/0.png,b,train,\nbenign/1.png,m,test,\n", "never sees"),

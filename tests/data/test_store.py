@@ -114,9 +114,9 @@ def test_a_cached_store_of_an_older_decoder_is_built_again(folder: Path, tmp_pat
     images = open_images(str(folder))
     store = cached_store(images, CONFIG, tmp_path)
     file = store.directory / "store.json"
-    file.write_text(file.read_text().replace('"decoder": 2', '"decoder": 1'))
+    file.write_text(file.read_text().replace('"decoder": 3', '"decoder": 1'))
     again = cached_store(images, CONFIG, tmp_path)
-    assert (again.decoder, again.key) == (2, store.key) and '"decoder": 2' in file.read_text()
+    assert (again.decoder, again.key) == (3, store.key) and '"decoder": 3' in file.read_text()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])

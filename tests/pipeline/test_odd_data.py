@@ -1,12 +1,16 @@
 """What a sceptic tries: the run's own images as others, folders in each other, data that were repaired."""
 
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from tiny_fit import done, metrics, refused, table, write_image, write_scans
+
+from dcube.training.state import load_weights
 
 
 @pytest.fixture(scope="module")
@@ -39,16 +43,59 @@ def test_own_images_are_no_outside_set(split: str, run: Path, scans: Path, recip
     assert metrics(moved, "external-other")["n"] == 12
 
 
-def test_what_was_trained_on_is_known_without_the_prepared_images(
-    run: Path, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_own_images_are_known_without_the_prepared_ones(split: str, run: Path, scans: Path, tmp_path: Path) -> None:
+    """As where a run folder was moved to another computer."""
     moved = Path(shutil.copytree(run, tmp_path / "moved"))
     text = (moved / "data").read_text().replace("stores", "gone")
     (moved / "data").write_text(text)
     other = write_scans(tmp_path / "other", 6, seed=3)
-    [first, *_] = [row for row in table(run / "split.csv") if row["split"] == "train"]
-    shutil.copy(scans / first["path"], other / first["label"] / "copy.png")
+    [first, *_] = [row for row in table(run / "split.csv") if row["split"] == split]
+    copy = other / first["label"] / "copy.png"
+    shutil.copy(scans / first["path"], copy)
     assert "1 of 13 images" in refused("evaluate", moved, "--data", other)
+    weights = moved / "classifier/model.safetensors"
+    tensors, about = load_weights(weights)
+    del about["held_out"]  # as an older version wrote them
+    save_file(tensors, weights, {name: json.dumps(value) for name, value in about.items()})
+    if split == "train":
+        assert "1 of 13 images" in refused("evaluate", moved, "--data", other)
+    else:
+        assert "its own validation or test images is not known" in done("evaluate", moved, "--data", other).stderr
+
+
+def test_copies_in_another_set_count_once(run: Path, tmp_path: Path) -> None:
+    moved, once = Path(shutil.copytree(run, tmp_path / "moved")), write_scans(tmp_path / "once", 6, seed=3)
+    thrice = Path(shutil.copytree(once, tmp_path / "thrice"))
+    for path in sorted(thrice.rglob("*.png")):
+        for name in ("a", "b"):
+            shutil.copy(path, path.with_name(f"{path.stem}{name}.png"))
+    done("evaluate", moved, "--data", once)
+    assert "24 of 36 images are copies of others" in done("evaluate", moved, "--data", thrice).stderr
+    one, three = metrics(moved, "external-once"), metrics(moved, "external-thrice")
+    assert (one["copies"], three["copies"], one["groups"], three["groups"]) == (0, 24, 12, 12)
+    for name in ("accuracy", "macro_f1"):
+        assert three[name] == pytest.approx(one[name]), "no narrower interval"
+
+
+def test_prepared_images_replaced_under_their_name_are_not_evaluated(recipe: Path, tmp_path: Path) -> None:
+    """Labels were corrected and the images prepared again, at the same place."""
+    scans, store, out = write_scans(tmp_path / "scans", 9), tmp_path / "store", tmp_path / "run"
+    done("prepare", scans, "--out", store, "--recipe", recipe)
+    done("fit", store, "--out", out, "--recipe", recipe, "--no-test")
+    shutil.rmtree(store)
+    one, other, *_ = sorted(path for path in scans.iterdir() if path.is_dir())
+    [first, *_] = sorted(one.iterdir())
+    [last, *_] = sorted(other.iterdir())
+    for a, b in ((first, tmp_path / "kept"), (last, first), (tmp_path / "kept", last)):
+        shutil.move(a, b)
+    done("prepare", scans, "--out", store, "--recipe", recipe)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    for verb in (("evaluate", out), ("evaluate", out, "--split", "val", "--again"), ("probe", out)):
+        assert "are other ones than" in refused(*verb) and "--restart" in refused(*verb)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}.items() >= before.items()
+    assert not (out / "evaluation/metrics.json").exists()
+    done("fit", store, "--out", out, "--recipe", recipe, "--no-test", "--restart")
 
 
 def test_a_place_inside_the_images_folder(scans: Path, recipe: Path) -> None:

@@ -90,7 +90,10 @@ def test_images_without_labels_are_all_for_training(recipe: Path, sets: list[str
     assert "beside them the folder masks" in refused("diffuse", given[0], "--out", tmp_path / "new", "--recipe", recipe)
     for broken, sentence in (
         ("path,lable\nP0/0.png,a", "no column 'label' but 'lable'"),
-        ("path,patient_id,split\nP0/0.png,P0,\nP0/3.png,P0,test", "The group 'P0' is in two splits, train and test"),
+        (
+            "path,patient_id,split\nP0/0.png,P0,\nP0/3.png,P0,test",
+            "The group 'P0' is in two splits, train and test (such as P0/0.png and P0/3.png): ",
+        ),
         ("path,split\nP0/0.png,test", "no image in the split train"),
     ):
         (tmp_path / "archive/manifest.csv").write_text(broken)

@@ -43,8 +43,8 @@ def test_a_sound_result_has_no_warning() -> None:
         ),
         ({"macro_f1": measure(0.64)}, "(0.590 to 0.690) includes logistic regression on 32x32 pixels (0.600)"),
         ({"macro_f1": measure(None)}, "undefined"),
-        ({"groups_per_class": {"a": 30, "b": 4}}, "Class b has only 4 groups"),
-        ({"groups_per_class": {"a": 30, "b": 1}}, "only 1 group (patients)"),
+        ({"groups_per_class": {"a": 30, "b": 4}}, "few groups (patients) in this split (b 4): one more or less would"),
+        ({"groups_per_class": {"a": 30, "b": 1}}, "(b 1): one more or less would move their figures a lot, and"),
         ({"groups_per_class": {"a": 30, "b": 0}}, "no image of class b"),
         ({"per_class": {"a": {"support": 9, "recall": measure(0.0)}}}, "No image of class a was recognised"),
         ({"bootstrap": {"resamples": 2000, "undefined": {"macro_auroc": 7}}}, "In 7 of 2000 resamples the macro auroc"),
@@ -53,6 +53,19 @@ def test_a_sound_result_has_no_warning() -> None:
 def test_each_limit_of_the_figures_is_said(changes: dict[str, Any], said: str) -> None:
     found = run_warnings(metrics(**changes), None, None)
     assert len(found) == 1 and said in found[0]
+
+
+def test_floors_are_compared_also_where_there_is_no_interval() -> None:
+    few = {"groups_per_class": {"a": 1, "b": 1}, "macro_f1": measure(0.58) | {"low": None, "high": None}}
+    found = run_warnings(metrics(**few), None, None)
+    assert "have no interval" in found[0] and "does not beat logistic regression on 32x32 pixels" in found[1]
+    assert "(a 1, b 1)" in found[2] and "intervals are too narrow" not in found[2] and len(found) == 3
+
+
+def test_an_interval_without_width_is_no_certainty() -> None:
+    exact = {"value": 1.0, "low": 1.0, "high": 1.0}
+    [found] = run_warnings(metrics(macro_f1=exact), None, None)
+    assert "has no width" in found and "no certainty" in found
 
 
 def test_how_blocks_were_chosen_and_synthetic_data_are_said() -> None:

@@ -130,7 +130,7 @@ def baseline(name: str) -> Baseline:
     if not timm.is_model(name):
         from difflib import get_close_matches
 
-        near = get_close_matches(name, [*REGISTRY, *timm.list_models()], 3, cutoff=0.5)
+        near = get_close_matches(name, {*REGISTRY, *timm.list_models()}, 3, cutoff=0.5)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise InputError(f"There is no model '{name}'{hint}; give a name of the list, or any model of timm.")
     module = timm.model_entrypoint(name).__module__.rpartition(".")[2]

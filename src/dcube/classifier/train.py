@@ -17,6 +17,8 @@ from dcube.classifier.reader import WholeMaps, joined, make_readers, read, whole
 from dcube.classifier.views import apart
 from dcube.config import Experiment
 from dcube.data.dataset import ImageData
+from dcube.data.seen import written
+from dcube.data.unlabelled import held_out
 from dcube.diffusion.train import Diffusion
 from dcube.errors import DCubeError
 from dcube.features.finetuned import FineTuned, fine_tuned
@@ -183,7 +185,7 @@ def train_classifier(
     metadata = {
         "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
-        "normalisation": data.store.normalisation.to_dict(), "look": look or {},
+        "normalisation": data.store.normalisation.to_dict(), "look": look or {}, "held_out": written(held_out([data])),
     }  # fmt: skip
     batches = ClassifierBatches(data, experiment, frozen, directory, cached)
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size

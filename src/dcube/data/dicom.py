@@ -1,9 +1,11 @@
-"""DICOM files: one image each, in the units that the file states, and the patient they are of.
+"""DICOM files: one image each, in the units that the file states, and the patient or study they are of.
 
 Needs the extra "dicom" (pydicom, and GDCM for the compressions that scanners use).
 """
 
 import importlib
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ SUFFIXES = (".dcm", ".dicom")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MAGIC = b"DICM"  # behind a preamble of 128 bytes
 RESCALE = ("RescaleSlope", "RescaleIntercept")
+FRAMES = ("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence")  # of "enhanced" files, in this order
 
 
 def is_dicom(path: Path) -> bool:
@@ -33,10 +36,11 @@ def is_dicom(path: Path) -> bool:
 def read_dicom(path: Path, most: int) -> np.ndarray:
     """Pixels [H, W] uint8 or float32, or [H, W, 3] uint8 or uint16, of a file with one image.
 
-    Grey values are those of the modality (its rescale slope and intercept or table applied: Hounsfield units of a CT),
-    without a window; inverted where the file says that 0 is white (MONOCHROME1); what it marks as padding becomes the
-    lowest of the other values. InputError for a file without an image, with several frames or more than `most` pixels,
-    in a compression that nothing here reads, or where the extra is not installed.
+    Grey values are those of the modality (its rescale slope and intercept, of the file or of its only frame, or its
+    table applied: Hounsfield units of a CT), without a window; inverted where the file says that 0 is white
+    (MONOCHROME1); what it marks as padding becomes the lowest of the other values. InputError for a file without an
+    image, with several frames or more than `most` pixels, in a compression that nothing here reads, or where the extra
+    is not installed.
     """
     library = _library("pydicom", path)
     try:
@@ -64,17 +68,36 @@ def read_dicom(path: Path, most: int) -> np.ndarray:
 def _grey(stored: np.ndarray, file: Any, pixels: Any) -> np.ndarray:
     """[H, W] uint8 of files with 8 bits and no other units, else float32."""
     signed, bits = bool(file.PixelRepresentation), int(file.BitsStored)
-    for name in RESCALE:
-        if name in file and file[name].is_empty:
-            del file[name]
-    padding, values = _padding(stored, file), stored
-    if file.PhotometricInterpretation == "MONOCHROME1":
-        values = (-1 if signed else 2**bits - 1) - stored.astype(np.int64)  # lowest and highest change places
+    _find_rescale(file)
+    inverted, table = file.PhotometricInterpretation == "MONOCHROME1", file.get("ModalityLUTSequence")
+    padding, values = _padding(stored, file), stored.astype(np.int64) if inverted else stored
+    if inverted and not table:
+        values = (-1 if signed else 2**bits - 1) - values  # lowest and highest change places
     values = pixels.apply_modality_lut(values, file)
+    if inverted and table:  # it is entered by stored values, and its own are what is shown
+        values = 2 ** int(table[0].LUTDescriptor[2]) - 1 - values
     if padding.any() and not padding.all():
         values = np.where(padding, values[~padding].min(), values)
     units = "ModalityLUTSequence" in file or (file.get("RescaleSlope", 1), file.get("RescaleIntercept", 0)) != (1, 0)
     return values.astype(np.float32 if units or signed or bits != 8 else np.uint8)
+
+
+def _find_rescale(file: Any) -> None:
+    """Leave slope and intercept in the file where both have a value: its own, else those of its only frame."""
+    for name in RESCALE:
+        if name in file and file[name].is_empty:
+            del file[name]
+    for place in FRAMES:
+        stated = _first(_first(file, place), "PixelValueTransformationSequence")
+        values = [stated.get(name) for name in RESCALE]
+        if not all(name in file for name in RESCALE) and all(value not in (None, "") for value in values):
+            file.RescaleSlope, file.RescaleIntercept = values
+
+
+def _first(dataset: Any, name: str) -> Any:
+    """The first item of a sequence, an empty one where there is none."""
+    items = dataset.get(name)
+    return items[0] if items else {}
 
 
 def _padding(stored: np.ndarray, file: Any) -> np.ndarray:
@@ -86,10 +109,41 @@ def _padding(stored: np.ndarray, file: Any) -> np.ndarray:
     return (stored >= min(ends)) & (stored <= max(ends))
 
 
-def patient_of(path: Path) -> str | None:
-    """The PatientID of a file, for the eyes of this process alone. None where it has none, or cannot be read."""
-    header = _header(path, "PatientID")
-    return None if header is None else str(header.get("PatientID") or "").strip() or None
+def groups_of(name: str, paths: Sequence[Path]) -> list[str | None]:
+    """The group of each DICOM file [N]: its patient; where it names none its study (its series, where it names no study
+    either), which is of the patient whom another file of it names; None where it names nothing of these.
+
+    Groups are numbered, so that no identity is written. Files of the set `name` that name no patient are told.
+    """
+    patients = [_text(path, "PatientID") for path in paths]
+    by_patient = _numbered("patient", patients)
+    if all(patients):
+        return [by_patient[patient] for patient in patients]
+    studies = [_text(path, "StudyInstanceUID") or _text(path, "SeriesInstanceUID") for path in paths]
+    both = list(zip(patients, studies, strict=True))
+    by_study = {study: by_patient[patient] for patient, study in both if patient and study}
+    by_study |= _numbered("study", [study for _, study in both if study not in by_study])
+    groups = [by_patient.get(patient) or by_study.get(study) for patient, study in both]
+    alone = groups.count(None)
+    rest = f", but {alone} name no study either and are each taken for a patient" if alone else ""
+    print(
+        f"{name}: {patients.count('')} of {len(paths)} DICOM files name no patient; slices of one study are kept"
+        f" together{rest}; say who is who by patient_id in a manifest"
+    )
+    return groups
+
+
+def _numbered(kind: str, names: Iterable[str]) -> dict[str, str]:
+    """A group for each name that is not blank, by the order in which they come."""
+    return {name: f"dicom-{kind}-{number}" for number, name in enumerate(filter(None, dict.fromkeys(names)), 1)}
+
+
+def _text(path: Path, tag: str) -> str:
+    """The text of a tag, for the eyes of this process alone; "" where the file has none, or cannot be read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anonymisers write UIDs that are none
+        header = _header(path, tag)
+    return "" if header is None else str(header.get(tag) or "").strip()
 
 
 def header_of(path: Path) -> tuple[int, int, bool]:

@@ -4,8 +4,35 @@ import os
 from pathlib import Path
 
 from dcube.data.decode import SUFFIXES
+from dcube.data.manifest import SPLIT_NAMES, same_text
 from dcube.data.records import Record
 from dcube.errors import InputError
+
+
+def split_folders(root: Path, folders: list[Path]) -> list[Path]:
+    """Those of the `folders` of `root` that are splits (train, val, test) with class folders inside, where all folders
+    are that hold images; none where none is. InputError for splits beside other folders of images.
+    """
+    full = [folder for folder in folders if list_folder(folder)[1] or _classes_in(folder)]
+    inner = [folder for folder in full if _classes_in(folder)]
+    splits = [folder for folder in inner if folder.name.lower() in SPLIT_NAMES]
+    other = next((folder.name for folder in full if folder.name.lower() not in SPLIT_NAMES), None)
+    if splits and other and (inner == full or len(splits) > 1):
+        raise InputError(
+            f"{root} has the split {splits[0].name} and beside it {other}; call the folders train, val and test."
+        )
+    return [folder for folder in full if folder.name.lower() in SPLIT_NAMES] if splits and not other else []
+
+
+def is_flat_split(folders: list[Path]) -> bool:
+    """Whether the folders that hold anything are splits (train, val, test) with images and no class folders."""
+    full = [folder for folder in folders if any(list_folder(folder)[:2])]
+    named = all(folder.name.lower() in SPLIT_NAMES for folder in full)
+    return bool(full) and named and not any(map(_classes_in, full))
+
+
+def _classes_in(folder: Path) -> bool:
+    return any(map(_holds_images, list_folder(folder)[0]))
 
 
 def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[list[Record], int]:
@@ -27,7 +54,7 @@ def class_records(root: Path, folders: list[Path], split: str | None) -> tuple[l
             empty.append(folder)
         for image in images:
             path = image.relative_to(root).as_posix()
-            records.append(Record(path, folder.name, path, split))
+            records.append(Record(path, same_text(folder.name), path, split))
     if records and empty and split is None:
         raise InputError(f"{empty[0]} stands where a class is expected, but holds no image; fill or remove it.")
     return records, ignored

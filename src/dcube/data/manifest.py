@@ -4,6 +4,7 @@ import csv
 import io
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,11 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 COLUMNS = ("path", "label", "split", "group_id", "patient_id")
-PERSON = re.compile(r"(patient|subject|participant|group)(s|id|ids|no|nr|number|code|key|uid|identifier)?")
+MANIFEST = "manifest.csv"
+PERSON = re.compile(
+    r"(patient|subject|participant|person|group|case)(s|id|ids|no|nr|number|code|key|uid|name|identifier)?|pid|mrn"
+    r"|(study|series|scan|exam)(id|no|nr|number|uid|key|code|identifier)"
+)
 UNKNOWN = {"nan", "none", "null", "n/a", "na", "unknown", "?", "-"}  # what stands in cells that should be empty
 
 
@@ -56,6 +61,23 @@ def read_rows(path: Path, needed: Sequence[str] = ("path", "label")) -> list[tup
     return rows
 
 
+def manifest_in(folder: Path) -> Path | None:
+    """The table of a folder, called MANIFEST in large or small letters; None where there is none. InputError where
+    there are two, or a link to nothing.
+    """
+    found = sorted(entry for entry in folder.iterdir() if entry.name.lower() == MANIFEST and not entry.is_dir())
+    if len(found) > 1:
+        raise InputError(f"{folder} holds both {found[0].name} and {found[1].name}; keep one of them.")
+    if found and not found[0].exists():
+        raise InputError(f"{found[0]} is a link to a file that is not there; repair or remove it.")
+    return found[0] if found else None
+
+
+def same_text(cell: str) -> str:
+    """Text in one of the forms (NFC) that Unicode has for letters like an umlaut: systems write them differently."""
+    return unicodedata.normalize("NFC", cell)
+
+
 def record_of(row: dict[str, str], where: str) -> Record:
     """The image that a row names; InputError, which begins with `where`, for an empty cell or an unknown split."""
     if not row["path"] or not row["label"]:
@@ -64,7 +86,7 @@ def record_of(row: dict[str, str], where: str) -> Record:
     split = row.get("split", "")
     if split and split.lower() not in SPLIT_NAMES:
         raise InputError(f"{where}: '{split}' is not a split; use train, val or test.")
-    return Record(path, row["label"], group_of(row), SPLIT_NAMES[split.lower()] if split else None)
+    return Record(path, same_text(row["label"]), group_of(row), SPLIT_NAMES[split.lower()] if split else None)
 
 
 def path_of(row: dict[str, str]) -> str:
@@ -74,16 +96,17 @@ def path_of(row: dict[str, str]) -> str:
 
 def group_of(row: dict[str, str]) -> str:
     """What must stay together, by a row of a manifest; the image itself where the row does not say."""
-    return row.get("group_id") or row.get("patient_id") or path_of(row)
+    return same_text(row.get("group_id") or row.get("patient_id") or "") or path_of(row)
 
 
 def tell_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
     """Say where the columns of groups are doubtful: rows without one, rows joined by a word for nothing, and patients
     that group_id parts, which may be meant: numbers of patients can come again elsewhere.
 
-    InputError for a column that seems to name patients and has neither of the two names.
+    InputError for a column that seems to name patients, or splits, and has none of their names.
     """
     columns = rows[0].keys()
+    _refuse_hidden_split(path, rows)
     if not {"group_id", "patient_id"} & columns:
         if meant := [name for name in columns if PERSON.fullmatch(re.sub(r"[^a-z]", "", name))]:
             raise InputError(
@@ -99,6 +122,7 @@ def tell_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
             f"{path}: {count} images have the patient '{word}' and are taken for one patient; leave cells empty where"
             " it is not known"
         )
+    _tell_alike(path, {group_of(row) for row, cell in zip(rows, cells, strict=True) if cell})
     groups: dict[str, set[str]] = {}
     for row in rows:
         if row.get("patient_id"):
@@ -107,4 +131,30 @@ def tell_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
         print(
             f"{path}: {len(divided)} of {len(groups)} patients, such as {divided[0]}, have images in several groups;"
             " group_id decides, so a patient may be on both sides of a split"
+        )
+
+
+def _refuse_hidden_split(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """InputError for a column that holds nothing but names of splits and is not called split, where none is."""
+    others = rows[0].keys() - {*COLUMNS, ""}
+    if "split" in rows[0]:
+        return
+    for name in sorted(others):
+        held = {row[name].lower() for row in rows} - {""}
+        if held and held <= SPLIT_NAMES.keys():
+            raise InputError(
+                f"{path} has no column split, but '{name}' holds {', '.join(sorted(held))}: name it split, or leave it"
+                " out to have a split made."
+            )
+
+
+def _tell_alike(path: Path, groups: set[str]) -> None:
+    """Say which patients differ in nothing but large and small letters, leading zeros, or the .0 of a spreadsheet."""
+    alike: dict[str, list[str]] = {}
+    for group in sorted(groups):
+        alike.setdefault(group.casefold().removesuffix(".0").lstrip("0"), []).append(group)
+    if doubtful := [names for names in alike.values() if len(names) > 1]:
+        print(
+            f"{path}: {len(doubtful)} patients seem to be spelt in several ways, such as '{doubtful[0][0]}' and"
+            f" '{doubtful[0][1]}', and are taken for several; spell them alike if they are one"
         )

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from dcube.data.decode import SUFFIXES, read_image
-from dcube.data.dicom import is_dicom, patient_of
-from dcube.data.folders import check_name, class_records, list_folder
-from dcube.data.manifest import SPLIT_NAMES, read_rows, record_of, tell_patients
+from dcube.data.dicom import groups_of, is_dicom
+from dcube.data.folders import check_name, class_records, is_flat_split, list_folder, split_folders
+from dcube.data.manifest import MANIFEST, SPLIT_NAMES, manifest_in, read_rows, record_of, tell_patients
 from dcube.data.records import ImageSet, Record
 from dcube.data.split import check_splits
 from dcube.errors import InputError
 
+TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods")
 Source = Callable[[str, int], ImageSet | None]
 SOURCES: list[Source] = []  # asked in this order
 
@@ -48,6 +49,13 @@ def _check_table(images: ImageSet, classes: int) -> ImageSet:
         raise InputError(
             f"{images.name} holds images of one class only ('{images.classes[0]}'); a classifier needs at least two."
         )
+    alike: dict[str, str] = {}
+    for name in images.classes:
+        if (other := alike.setdefault(name.casefold(), name)) != name:
+            raise InputError(
+                f"The classes '{other}' and '{name}' of {images.name} differ in large and small letters only; give them"
+                " one name."
+            )
     given = [record.split for record in images.records]
     missing = sum(split is None for split in given)
     if missing == len(given):
@@ -58,7 +66,7 @@ def _check_table(images: ImageSet, classes: int) -> ImageSet:
             " fill in every split, or leave all of them out and one is made."
         )
     labels, groups = [r.label for r in images.records], [r.group for r in images.records]
-    check_splits(labels, groups, np.array(given))
+    check_splits(labels, groups, np.array(given), [r.path for r in images.records])
     return images
 
 
@@ -97,7 +105,7 @@ def manifest_of(data: str) -> Path | None:
     """The file that `data` names, itself or as a folder with `manifest.csv`; None where there is none."""
     path = Path(data)
     if path.is_dir():
-        path = path / "manifest.csv"
+        return manifest_in(path)
     return path if path.is_file() else None
 
 
@@ -128,16 +136,14 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
     if not root.is_dir():
         return None
     folders, loose, ignored = list_folder(root)
-    inner = [folder for folder in folders if list_folder(folder)[0]]
-    named = [folder.name for folder in inner if folder.name.lower() in SPLIT_NAMES]
-    if named and len(inner) == len(folders) > len(named):
-        other = next(folder.name for folder in inner if folder.name not in named)
-        raise InputError(
-            f"{root} has the split {named[0]} and beside it {other}; call the folders train, val and test."
-        )
     records: list[Record] = []
-    if inner and inner == folders and all(folder.name.lower() in SPLIT_NAMES for folder in folders):
-        for folder in folders:
+    if is_flat_split(folders):
+        raise InputError(
+            f"{root} holds {', '.join(folder.name for folder in folders)} without class folders; sort the images of"
+            " each into one sub-folder per class, or name them in a manifest.csv (path,label,split)."
+        )
+    if splits := split_folders(root, folders):
+        for folder in splits:
             classes, images, skipped = list_folder(folder)
             found, more = class_records(root, classes, SPLIT_NAMES[folder.name.lower()])
             records += found
@@ -146,11 +152,18 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
         records, more = class_records(root, folders, None)
         ignored += more
     refuse_mixture(root, records)
+    tell_tables(root)
     if not records and loose:
         raise InputError(f"{root} holds images but no class folders; sort them into one sub-folder per class.")
     if not records:
         raise InputError(f"{root} holds no images ({', '.join(s[1:] for s in SUFFIXES)}) in class folders.")
     return from_files(str(root), root, records, ignored + len(loose))
+
+
+def tell_tables(root: Path) -> None:
+    """Say which tables beside class folders are not read."""
+    if held := sorted(entry.name for entry in root.iterdir() if entry.suffix.lower() in TABLES):
+        print(f"{root}: {', '.join(held)} is not read; a table of images is called {MANIFEST} (path,label,patient_id)")
 
 
 def refuse_mixture(root: Path, records: Sequence[Record]) -> None:
@@ -167,7 +180,7 @@ def from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -
     """Image files below `root` as a set; InputError for a name that no table could hold."""
     for record in records:
         check_name(record.path)
-    records = _by_patient(root, records)
+    records = _by_patient(name, root, records)
 
     def read(record: Record) -> np.ndarray:
         return read_image(root / record.path)
@@ -175,14 +188,12 @@ def from_files(name: str, root: Path, records: list[Record], ignored: int = 0) -
     return ImageSet(name, root, tuple(records), read, ignored)
 
 
-def _by_patient(root: Path, records: list[Record]) -> list[Record]:
-    """DICOM files that nobody has grouped are grouped by their patients, who are numbered: no identity is written."""
-    numbers: dict[str, int] = {}
-    for index, record in enumerate(records):
-        path = root / record.path
-        if record.group == record.path and is_dicom(path) and (patient := patient_of(path)):
-            number = numbers.setdefault(patient, len(numbers) + 1)
-            records[index] = replace(record, group=f"dicom-patient-{number}")
+def _by_patient(name: str, root: Path, records: list[Record]) -> list[Record]:
+    """DICOM files that nobody has grouped are grouped by their patients, or studies (`groups_of`)."""
+    open_ones = [i for i, record in enumerate(records) if record.group == record.path and is_dicom(root / record.path)]
+    groups = groups_of(name, [root / records[i].path for i in open_ones])
+    for index, group in zip(open_ones, groups, strict=True):
+        records[index] = replace(records[index], group=group or records[index].path)
     return records
 
 

@@ -45,24 +45,31 @@ def assign_splits(
     return splits
 
 
-def check_groups(groups: Sequence[str], splits: np.ndarray) -> None:
-    """Raise InputError for a group in two splits [N] str."""
-    home: dict[str, str] = {}
-    for group, name in zip(groups, splits.tolist(), strict=True):
-        if (first := home.setdefault(group, name)) != name:
+def check_groups(groups: Sequence[str], splits: np.ndarray, paths: Sequence[str] | None = None) -> None:
+    """Raise InputError for a group in two splits [N] str; it names an image of each, where `paths` [N] are given."""
+    names = splits.tolist()
+    home: dict[str, int] = {}
+    for index, (group, name) in enumerate(zip(groups, names, strict=True)):
+        first = home.setdefault(group, index)
+        if names[first] != name:
+            example = f" (such as {paths[first]} and {paths[index]})" if paths is not None else ""
             raise InputError(
-                f"The group '{group}' is in two splits, {first} and {name}: the result would be too good;"
-                " put all images of a group into one split."
+                f"The group '{group}' is in two splits, {names[first]} and {name}{example}: the result would be too"
+                " good; put all images of a group into one split."
             )
 
 
-def check_splits(labels: Sequence[str], groups: Sequence[str], splits: np.ndarray) -> None:
-    """Raise InputError for a group in two splits, an empty train, or a label that train never sees."""
+def check_splits(
+    labels: Sequence[str], groups: Sequence[str], splits: np.ndarray, paths: Sequence[str] | None = None
+) -> None:
+    """Raise InputError for a group in two splits (an image of each is named where `paths` [N] are given), an empty
+    train, or a label that train never sees.
+    """
     names, label_array = np.asarray(splits), np.asarray(labels)
     unknown = sorted(set(names.tolist()) - set(SPLITS))
     if unknown:
         raise InputError(f"'{unknown[0]}' is not a split; use train, val or test.")
-    check_groups(groups, names)
+    check_groups(groups, names, paths)
     seen = set(label_array[names == "train"].tolist())
     if not seen:
         raise InputError("No image is in the split train; a model cannot be trained.")

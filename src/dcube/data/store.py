@@ -24,7 +24,7 @@ from dcube.files import digest, read_json, write_json, write_text
 STORE_FILE = "store.json"
 _TABLE_FILE, _PIXEL_FILE = "table.csv", "pixels.bin"
 _FORMAT = 1  # raised when stored pixels change their meaning: older stores are then built again
-_DECODER = 2  # raised when some files are read otherwise: a cached store of an older one is built again
+_DECODER = 3  # raised when some files are read otherwise: a cached store of an older one is built again
 _SURVEY = 256  # images that range and channels are chosen from
 Progress = Callable[[int, int], None]
 
@@ -272,7 +272,10 @@ def _check_broken(images: ImageSet, kept: list[int], broken: list[dict[str, str]
             f"{len(broken)} of {total} images cannot be read, more than the {max_broken:.0%} that are tolerated"
             f" (data.max_broken); repair or remove them. The first: {few}."
         )
-    lost = sorted(set(images.classes) - {images.records[i].label for i in kept})
+    read = [images.records[i] for i in kept]
+    if gone := sorted({record.split for record in images.records if record.split} - {record.split for record in read}):
+        raise InputError(f"No image of the split {gone[0]} can be read; repair its files or leave the split out.")
+    lost = sorted(set(images.classes) - {record.label for record in read})
     if lost:
         raise InputError(f"No image of the class '{lost[0]}' can be read; repair its files or remove the class.")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from dcube.data.dataset import ImageData
-from dcube.data.folders import list_folder
-from dcube.data.manifest import read_rows
+from dcube.data.folders import is_flat_split, list_folder
+from dcube.data.manifest import SPLIT_NAMES, read_rows
 from dcube.data.records import ImageSet, Record
 from dcube.data.sources import from_files, from_table, manifest_of, open_images, refuse_mixture
 from dcube.data.split import check_groups
@@ -45,6 +45,12 @@ def open_unlabelled(data: str, seed: int = 0) -> ImageSet:
             records = [Record(image.name, UNLABELLED, image.name, None) for image in images]
             refuse_mixture(root, records)
             return from_files(data, root, records, others)
+        if is_flat_split(folders):
+            held = [(list_folder(folder)[1], SPLIT_NAMES[folder.name.lower()]) for folder in full]
+            paths = [(image.relative_to(root).as_posix(), split) for inside, split in held for image in inside]
+            records = [Record(path, UNLABELLED, path, split) for path, split in paths]
+            refuse_mixture(root, records)
+            return from_files(data, root, records, others + len(images))
     return open_images(data, seed, classes=1)
 
 
@@ -58,7 +64,7 @@ def unlabelled_splits(store: Store) -> np.ndarray:
     nothing is left to train on.
     """
     splits = np.array([split or "train" for split in store.given_splits])
-    check_groups(store.groups, splits)
+    check_groups(store.groups, splits, store.paths)
     if not (splits == "train").any():
         raise InputError("A set without labels has no image in the split train; leave it out.")
     return splits

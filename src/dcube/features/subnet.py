@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def create_cnn(name: str, weights: str = "auto", size: int = 224) -> tuple[Any, 
     import timm
 
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name[:6]}*")[:3]
+        near = get_close_matches(name, timm.list_models(), 3)
         hint = f" (did you mean {' or '.join(near)}?)" if near else ""
         raise InputError(f"timm has no model '{name}'{hint}.")
     offline = name == OFFLINE_MODEL and importlib.util.find_spec(OFFLINE_PACKAGE) is not None

@@ -24,9 +24,7 @@ def run_warnings(
     `records`."""
     found = []
     if cut_short:
-        steps = {"diffusion": "step 1", "classifier": "step 2"}
-        parts = [f"{steps[stage]} after {step} of {asked} steps" for stage, (step, asked) in cut_short.items()]
-        found.append(f"Training stopped early: {', '.join(parts)}; repeat the command to train on.")
+        found.append(f"Training stopped early: {steps_done(cut_short)}; repeat the command to train on.")
     if data and str(data.get("name", "")).startswith("phantom:"):
         found.append("The images are synthetic (phantom:). The figures say nothing about patients.")
     found += (data or {}).get("remarks", [])
@@ -47,6 +45,12 @@ def run_warnings(
     return found
 
 
+def steps_done(cut_short: Mapping[str, tuple[int, int]]) -> str:
+    """How far the trainings came that have not ended, in words."""
+    steps = {"diffusion": "step 1", "classifier": "step 2"}
+    return ", ".join(f"{steps[stage]} after {step} of {asked} steps" for stage, (step, asked) in cut_short.items())
+
+
 def _split_warnings(metrics: Metrics) -> list[str]:
     times = metrics.get("test_evaluations", 1)
     if metrics.get("split") == "val":
@@ -61,14 +65,21 @@ def _floor_warnings(metrics: Metrics) -> list[str]:
     if score["value"] is None:
         return ["The macro-F1 of this split is undefined, so nothing can be said about it."]
     if score["low"] is None:
-        return ["Every class has one group in this split, so its figures have no interval: it shows next to nothing."]
+        found.append(
+            "Every class has one group in this split, so its figures have no interval: it shows next to nothing."
+        )
+    elif score["low"] == score["high"]:
+        found.append(
+            "The interval of the macro-F1 has no width, for every resample of so few groups came to the same: it is no"
+            " certainty."
+        )
     for name, floor in (metrics.get("floors") or {}).items():
         title, value = FLOOR_NAMES.get(name, name), floor["macro_f1"]["value"]
         if value is None:
             continue
         if score["value"] <= value:
             found.append(f"The model does not beat {title} (macro-F1 {score['value']:.3f} against {value:.3f}).")
-        elif score["low"] <= value:
+        elif score["low"] is not None and score["low"] <= value:
             found.append(
                 f"The interval of the macro-F1 ({score['low']:.3f} to {score['high']:.3f}) includes {title}"
                 f" ({value:.3f}): this split does not show that the model is better."
@@ -77,16 +88,18 @@ def _floor_warnings(metrics: Metrics) -> list[str]:
 
 
 def _size_warnings(metrics: Metrics) -> list[str]:
-    found = []
-    for name, groups in (metrics.get("groups_per_class") or {}).items():
-        if groups == 0:
-            found.append(f"There is no image of class {name} in this split; macro figures leave it out.")
-        elif groups < FEW_GROUPS:
-            counted = "1 group" if groups == 1 else f"{groups} groups"
-            found.append(
-                f"Class {name} has only {counted} (patients) in this split: one more or less would move its figures"
-                " a lot, and intervals are too narrow with so few."
-            )
+    held = metrics.get("groups_per_class") or {}
+    found = [
+        f"There is no image of class {name} in this split; macro figures leave it out."
+        for name, groups in held.items() if groups == 0
+    ]  # fmt: skip
+    if few := {name: groups for name, groups in held.items() if 0 < groups < FEW_GROUPS}:
+        counted = [f"{name} {groups}" for name, groups in few.items()]
+        narrow = "" if metrics["macro_f1"]["low"] is None else ", and intervals are too narrow with so few"
+        found.append(
+            f"Of some classes there are few groups (patients) in this split ({', '.join(counted)}): one more or less"
+            f" would move their figures a lot{narrow}."
+        )
     for name, scores in (metrics.get("per_class") or {}).items():
         if scores["support"] and scores["recall"]["value"] == 0:
             found.append(f"No image of class {name} was recognised.")

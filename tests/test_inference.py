@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from dcube import external
+from dcube import inference
 from dcube.classifier.model import Predictor
 from dcube.data.decode import read_image
 from dcube.data.readers import AHEAD, Room, ahead
 from dcube.errors import InputError
-from dcube.external import predict_files, predict_raw, training_look, unlike_training
 from dcube.features.frozen import FrozenFeatures
+from dcube.inference import predict_files, predict_raw, training_look, unlike_training
 from tiny import tiny_diffusion, tiny_predictor
 
 
@@ -75,7 +75,7 @@ def test_large_images_are_decoded_one_after_another_and_small_ones_side_by_side(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dcube.data.readers.os.cpu_count", lambda: 8)
-    monkeypatch.setattr(external, "Room", lambda: Room(2 * 40 * 40))
+    monkeypatch.setattr(inference, "Room", lambda: Room(2 * 40 * 40))
     names = [str(tmp_path / f"{i:02}-{40 if i % 2 else 60}.png") for i in range(24)]
     for name in names:
         side = int(name[-6:-4])
@@ -94,7 +94,7 @@ def test_large_images_are_decoded_one_after_another_and_small_ones_side_by_side(
             inside.remove(path)
         return read_image(path)
 
-    monkeypatch.setattr(external, "read_image", read)
+    monkeypatch.setattr(inference, "read_image", read)
     assert len(predict_files(predictor, names)) == 23 and seen == {(1, 0), (0, 1), (0, 2)}
     seen.clear()
     assert len(np.concatenate(list(predict_raw(predictor, names[6:], read)))) == 18 and seen == {(1, 0), (0, 1), (0, 2)}
@@ -107,7 +107,7 @@ def images(count: int) -> list[np.ndarray]:
 
 def test_many_images_alone_and_together(predictor: Predictor) -> None:
     """More than one chunk, the last one partial; whichever timesteps go through one forward."""
-    raw = images(external.CHUNK + 5)
+    raw = images(inference.CHUNK + 5)
     together = np.concatenate(list(predict_raw(predictor, raw, lambda image: image)))
     assert together.shape == (len(raw), 3) and together.std(0).min() > 1e-4
     for i in (0, 17, len(raw) - 1):
