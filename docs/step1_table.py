@@ -21,7 +21,7 @@ SCRATCH, LONG = ROOT / "results" / "step1-scratch", ROOT / "results" / "step1-lo
 LONG_CNN = ROOT / "results" / "step1-long-cnn"
 OWN, LONG_OWN = ROOT / "results" / "step1-own", ROOT / "results" / "step1-long-own"
 LABELS_STUDY, FEWER = ROOT / "results" / "step1-labels", ROOT / "results" / "step1-labels-1000"
-LARGER = ROOT / "results" / "step1-64"
+LARGER, DRAWS = ROOT / "results" / "step1-64", ROOT / "results" / "step1-draws"
 QUARTER_CNN, TENTH = ROOT / "results" / "step1-quarter-cnn", ROOT / "results" / "step1-tenth"
 WHOLE, PART, LABELS = SHARES
 SYSTEMS_ALONE, PROBES = tuple(SYSTEMS), tuple(PROBE + what for what in ("pixels", UNTRAINED, TRAINED))
@@ -65,7 +65,12 @@ ANSWERS: tuple[tuple[str, Path, str, str, tuple[str, ...]], ...] = (  # question
     ),
     ("with ImageNet's reader, a quarter of the labels", QUARTER_CNN, LABELS, "D-Cube" + TWO, BESIDE),
     ("the same, a tenth of the labels", TENTH, LABELS, "D-Cube" + TWO, BESIDE),
+    ("the same, other draws of that tenth", DRAWS, LABELS, "D-Cube" + TWO, (*BESIDE, PROBE + MIDDLE)),
     ("the same, all labels, 64 px, imitating that CNN", LARGER, WHOLE, "D-Cube" + TWO, BESIDE),
+)  # fmt: skip
+DRAWN = (
+    *(("D-Cube" + TWO, rival) for rival in (*BESIDE, PROBE + MIDDLE)), (PROBE + MIDDLE, "fine-tuned CNN"),
+    *((LATE + "D-Cube", rival) for rival in ("fine-tuned CNN", LATE + "untrained step 1", LATE + "no step 1")),
 )  # fmt: skip
 Trial = dict[str, str]
 
@@ -80,9 +85,11 @@ def study(results: Path, kept: tuple[str, ...], *shares: str, inside: bool = Fal
         part["macro_f1"] = {name: part["macro_f1"][name] for name in kept if name in part["macro_f1"]}
         part["differences"] = [d for d in part["differences"] if {d["of"], d["to"]} <= {*kept}]
         part["inside"] = part["inside"] if inside else {}
+    drawn = max(part.get("draws", 1) for part in parts)
     seeds = {name: ", ".join(map(str, part["seeds"])) for name, p in held["results"].items() for part in p.values()}
     most = max(seeds.values(), key=len)
     fewer = "".join(f" ({name}: {own})" for name, own in seeds.items() if own != most)
+    fewer += f", {drawn} draws of the labels" if drawn > 1 else ""
     head = f"{parts[0]['folds']} folds by group, seeds {most}{fewer}; bold where the interval excludes 0."
     if len(shares) == 1:  # its heading says nothing that the section's does not
         return head + "\n\n" + markdown(held["results"]).partition("\n")[2].strip()
@@ -104,12 +111,14 @@ def answers(part: str) -> str:
             cells = " | ".join(difference(d) if d else "" for d in found)
             rows.append(f"| {question} | {plain(rival)} | {cells} | {', '.join(seeds)} |")
             question = ""
-    head = [f"| what | against | {' | '.join(sets)} | seeds |", "| --- | --- |" + " --- |" * (len(sets) + 1)]
+    head = [f"| what | against | {' | '.join(sets)} | repeats |", "| --- | --- |" + " --- |" * (len(sets) + 1)]
     return "\n".join([*head, *rows])
 
 
 def plain(rival: str) -> str:
     """A rival's name without saying what kind of figure it is."""
+    if rival == PROBE + MIDDLE:
+        return "that reader alone"
     name = rival.removeprefix(PROBE).removesuffix(SEEN).replace(TEXTURES, ", by its textures")
     return name.replace(TWO, ", with that reader")
 
@@ -118,6 +127,17 @@ def difference(figure: dict[str, Any]) -> str:
     """In points, bold where the interval excludes 0."""
     text = f"{100 * figure['value']:+.1f} ({100 * figure['low']:+.1f} .. {100 * figure['high']:+.1f})"
     return f"**{text}**" if figure["low"] > 0 or figure["high"] < 0 else text
+
+
+def by_draw(results: Path, share: str, asked: tuple[tuple[str, str], ...]) -> str:
+    """Differences in points: their mean with its interval, and every draw's own."""
+    rows = []
+    for name, parts in json.loads((results / "step1.json").read_text(encoding="utf-8"))["results"].items():
+        for of, to in asked:
+            found = next(d for d in parts[share]["differences"] if (d["of"], d["to"]) == (of, to))
+            single = ", ".join(f"{100 * value:+.1f}" for value in found["repeats"])
+            rows.append(f"| {name} | {of} - {plain(to)} | {difference(found)} | {single} |")
+    return "\n".join(["| data | difference | mean | draw by draw |", "| --- | --- | --- | --- |", *rows])
 
 
 def trials(results: Path) -> str:
@@ -154,7 +174,8 @@ def fresh(text: str) -> str:
         "own, longer": study(LONG_OWN, own, WHOLE),
         "few labels": study(LABELS_STUDY, (*SHORT, *read_by(SEEN, ALL)), LABELS),
         "quarter beside ImageNet": study(QUARTER_CNN, beside, LABELS),
-        "tenth beside ImageNet": study(TENTH, beside, LABELS), "larger": study(LARGER, beside, WHOLE),
+        "tenth beside ImageNet": study(TENTH, beside, LABELS), "draws": study(DRAWS, beside, LABELS),
+        "draw by draw": by_draw(DRAWS, LABELS, DRAWN), "larger": study(LARGER, beside, WHOLE),
         "fewer passes": study(FEWER, (*PROBES, *READ, *SYSTEMS_ALONE), LABELS), "trials": trials(RESULTS),
     }  # fmt: skip
     for name, made in made_of.items():

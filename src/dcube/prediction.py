@@ -32,7 +32,7 @@ def list_images(inputs: Sequence[Path], by_group: bool = False) -> dict[str, str
         if (table := table_of(entry)) is not None:
             pairs = _read_manifest(table, by_group)
             if table != entry:
-                print(f"{entry}: the images are those that its manifest.csv names", file=sys.stderr)
+                print(f"{entry}: the images are those that its {table.name} names", file=sys.stderr)
         elif entry.is_dir():
             inside = _inside(entry)
             if not inside:
@@ -64,7 +64,7 @@ def table_of(entry: Path) -> Path | None:
     """
     if entry.is_file():
         return entry if entry.suffix.lower() == ".csv" else None
-    table = manifest_in(entry)
+    table = manifest_in(entry) if entry.is_dir() else None
     return table if table and "path" in read_rows(table, ())[0][1] else None
 
 
