@@ -161,6 +161,7 @@ def print_probe(result: Mapping[str, Any]) -> None:
     """The best timestep of every block and model, by macro-F1 of the probe; a star where its interval over the
     untrained network lies above 0.
     """
+    print(f"macro-F1 on {result['n']} images of the {result['split']} split, by probes of {result['train']} others")
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in result["rows"]:
         place = row["model"], row["block"]
@@ -170,8 +171,9 @@ def print_probe(result: Mapping[str, Any]) -> None:
         star = "*" if ((row.get("over_untrained") or {}).get("low") or 0) > 0 else " "
         at = "" if row["timestep"] is None else f"t = {row['timestep']}"
         print(f"{model:15} {block:24} {at:8} {_interval(row['macro_f1'])} {star}")
+    print("* its interval over the same block of the untrained network lies above 0")
     if found := result.get("gaussianity"):
-        spearman = "n/a" if found["spearman"] is None else f"{found['spearman']:+.2f}"
+        spearman = "n/a, all blocks are alike" if found["spearman"] is None else f"{found['spearman']:+.2f}"
         print(f"rank correlation of the test's D with the probe: {spearman}")
         print(f"best block {found['best_block']}, selected {', '.join(found['selected'])}")
 

@@ -58,7 +58,7 @@ def test_probe_of_a_run(fitted: Path, tmp_path: Path) -> None:
     found = json.loads((run / "probe" / "probe.json").read_text())["gaussianity"]
     assert found["spearman"] is None or -1 <= found["spearman"] <= 1
     assert found["best_block"] in blocks and set(found["selected"]) <= set(blocks)
-    assert "pixels" in out and "rank correlation" in out
+    assert "pixels" in out and "rank correlation" in out and "images of the val split" in out.splitlines()[0]
     assert (run / "probe" / "probe.svg").read_text().startswith("<?xml")
     for row in rows:
         assert within(row, "macro_f1")
