@@ -182,10 +182,10 @@ def evaluate(
 
     with opening.opened(run, "evaluate" if data is None else opening.APART, set_, device) as opened:
         metrics = stages.evaluate(opened, split or "val", again=again, data=data)
-        if data is None and opened.report.is_file():
-            stages.report(opened)  # else it would tell of older figures
     print(result_table(metrics))
     print_cautions(run, metrics)
+    if data is None and opened.report.is_file():
+        stages.report(opened)  # else it would tell of older figures
 
 
 @app.command()
@@ -218,8 +218,8 @@ def predict(
     from dcube import api
 
     rows = api.load(run, device=device).predict_files(list(group_of))
-    tell_unfinished(run)
     prediction.write_rows(prediction.average_groups(rows, group_of) if by_group else rows, out)
+    tell_unfinished(run)
 
 
 @app.command()

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
@@ -49,6 +50,7 @@ def guarded(verb: Callable[P, None], continues: bool = False) -> Callable[P, Non
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
         try:
             verb(*args, **kwargs)
+            sys.stdout.flush()
         except BrokenPipeError:  # who read this has read enough, as `head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(BROKEN_PIPE) from None
@@ -133,8 +135,9 @@ def tell_unfinished(run: Path) -> None:
     from dcube.report.cautions import steps_done
     from dcube.report.records import cut_short, read_run
 
-    if short := cut_short(read_run(run)):
-        print(f"{run}: the training stopped early ({steps_done(short)}), the model is not finished", file=sys.stderr)
+    with suppress(InputError):  # answers need no more than the weights
+        if short := cut_short(read_run(run)):
+            print(f"{run}: training stopped early ({steps_done(short)}), the model is not finished", file=sys.stderr)
 
 
 def result_table(metrics: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dcube.classifier.model import Predictor
 from dcube.data.decode import Normalisation
-from dcube.data.manifest import MANIFEST
+from dcube.data.manifest import MANIFEST, same_text
 from dcube.data.readers import Room, ahead
 from dcube.data.records import ImageSet, Record
 from dcube.data.seen import CONTENT, mark, marks_of
@@ -39,7 +39,8 @@ def evaluate_external(run: Run, predictor: Predictor, data: str) -> dict[str, An
     kept, marks, broken, warnings, probabilities = _answers(predictor, images, data, own)
     if len(broken) > settings.data.max_broken * len(images.records):
         raise InputError(f"{len(broken)} of {len(images.records)} images cannot be read, the first being {broken[0]}")
-    labels = np.array([predictor.classes.index(record.label) for record in kept])
+    known = [same_text(name) for name in predictor.classes]
+    labels = np.array([known.index(record.label) for record in kept])
     twins = _twins(marks)
     groups = joined_groups([record.group for record in kept], twins, [None] * len(kept))
     if copies := sum(len(like) - 1 for like in twins):
@@ -122,7 +123,7 @@ def _check_external(run: Run, images: ImageSet, predictor: Predictor, data: str)
     held = store_key(images, run.settings().data) if images.prepared is None else Store.open(images.prepared).key
     if held == run.store_key():
         raise InputError(f"{data} is the run's own data, training images included; use --split val or --split test.")
-    if unknown := sorted(set(images.classes) - set(predictor.classes)):
+    if unknown := sorted(set(images.classes) - set(map(same_text, predictor.classes))):
         known = ", ".join(predictor.classes)
         raise InputError(f"{data} has the class '{unknown[0]}', which this run never saw; it knows {known}.")
     seen = load_metadata(run.diffusion / "model.safetensors").get("seen", {})
@@ -142,7 +143,8 @@ def _held_out(run: Run, predictor: Predictor) -> NDArray[np.uint64] | None:
     if "held_out" in predictor.metadata:
         return marks_of(predictor.metadata["held_out"])
     with suppress(InputError):
-        return Store.open(run.store()).marks
+        store = Store.open(run.store())
+        return store.marks if store.key == run.store_key() else None
     return None
 
 

@@ -57,6 +57,15 @@ def test_patients_are_numbered_as_if_all_were_named(tmp_path: Path, capsys: pyte
     assert "3 of 6 DICOM files name no patient; slices of one study are kept together; say" in capsys.readouterr().out
 
 
+def test_a_file_that_cannot_be_read_is_not_said_to_be_nameless(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "scans" / "well").mkdir(parents=True)
+    (tmp_path / "scans" / "well" / "9.dcm").write_bytes(b"damaged")
+    assert groups(tmp_path / "scans", ("Ann", "1.1", None), ("Bob", "1.2", None))[-1] == "well/9.dcm"
+    assert capsys.readouterr().out == ""
+
+
 def test_uids_that_are_none_part_the_slices_without_a_word(tmp_path: Path) -> None:
     """Anonymisers write them."""
     with warnings.catch_warnings():

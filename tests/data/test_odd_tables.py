@@ -70,6 +70,8 @@ def test_a_split_under_another_name_is_not_passed_over(folder: Path, column: str
     write(folder, column, ["train"] * 6 + ["Test", ""])
     with pytest.raises(InputError, match=f"no column split, but '{column.lower()}' holds test, train: name it split"):
         open_images(str(folder))
+    write(folder, column, ["train"] * 7 + [""])
+    assert open_images(str(folder)).records[0].split is None, "the same everywhere says nothing"
     write(folder, column, ["train"] * 6 + ["Test", "left out"])
     assert open_images(str(folder)).records[0].split is None, "then it is something else"
     write(folder, f"split,{column}", ["train,train"] * 6 + ["test,test"] * 2)
@@ -79,7 +81,7 @@ def test_a_split_under_another_name_is_not_passed_over(folder: Path, column: str
 @pytest.mark.parametrize("column", ["case_id", "case", "PID", "mrn", "PatientName", "study_id", "scan id"])
 def test_a_patient_under_another_name_is_not_passed_over(folder: Path, column: str) -> None:
     write(folder, column, ["1", "1", "2", "2", "3", "3", "4", "4"])
-    with pytest.raises(InputError, match=f"no column patient_id, but '{column.lower()}': name it patient_id"):
+    with pytest.raises(InputError, match=f"no column patient_id or group_id, but '{column.lower()}': name it so"):
         open_images(str(folder))
 
 
@@ -87,6 +89,17 @@ def test_a_patient_under_another_name_is_not_passed_over(folder: Path, column: s
 def test_what_may_be_anything_else_is_left_alone(folder: Path, column: str) -> None:
     write(folder, column, ["1", "1", "2", "2", "3", "3", "4", "4"])
     assert len(set(groups(folder))) == 8
+
+
+@pytest.mark.parametrize("cells", ["01234567", "00001111", "11111111"])
+def test_what_no_images_share_or_all_do_is_no_patient(folder: Path, cells: str) -> None:
+    """An image's own number; cases and controls; the series that all are of."""
+    for column in ("scan_id", "case", "Series Number", "StudyInstanceUID"):
+        write(folder, column, [*cells])
+        assert len(set(groups(folder))) == 8
+    write(folder, "StudyInstanceUID", ["1.2", "1.2", "1.3", "1.3", "1.4", "1.4", "1.5", "1.5"])
+    with pytest.raises(InputError, match="but 'studyinstanceuid': name it so"):
+        open_images(str(folder))
 
 
 def test_one_text_in_two_forms_is_one_patient_and_one_class(folder: Path, tmp_path: Path) -> None:
@@ -135,8 +148,12 @@ def test_a_folder_without_images_beside_splits_is_no_class(tmp_path: Path) -> No
     (tmp_path / "notes" / "readme.txt").write_text("x")
     images = open_images(str(tmp_path))
     assert images.classes == ["a", "b"] and {record.split for record in images.records} == {"train", "test"}
+    save(tmp_path / "val" / "1.png")
+    with pytest.raises(InputError, match="val holds images but no class folders, as test beside it does"):
+        open_images(str(tmp_path))
+    (tmp_path / "val" / "1.png").unlink()
     save(tmp_path / "notes" / "1.png")
-    with pytest.raises(InputError, match="has the split test and beside it notes; call the folders train"):
+    with pytest.raises(InputError, match="has the split test and beside it notes; take that away"):
         open_images(str(tmp_path))
 
 

@@ -71,3 +71,32 @@ def test_metrics_stay_where_they_can_be() -> None:
 def test_repeats_that_do_not_match_are_refused() -> None:
     with pytest.raises(ValueError, match="2 repeats cannot be paired with 1"):
         repeated_difference([predictions(1, 1)] * 2, [predictions(1, 1)], LABELS, GROUPS)
+
+
+def test_draws_of_one_seed_are_no_repeats_of_their_own() -> None:
+    """Ten draws over two seeds tell of the seeds no more than two repeats do."""
+    even = np.linspace(-0.01, 0.01, 201)
+    single = [0.0, 0.02, 0.1, 0.12]
+    drawn = np.stack([value + even for value in single])
+    row = with_seeds(single, drawn, 0.95, seeds=[0, 0, 1, 1])
+    two = with_seeds([0.01, 0.11], np.stack([0.01 + even, 0.11 + even]), 0.95)
+    assert {key: row[key] for key in ("value", "low", "high")} == pytest.approx(
+        {key: two[key] for key in ("value", "low", "high")}
+    )
+    assert row["repeats"] == single
+    narrow = with_seeds(single, drawn, 0.95)
+    assert narrow["high"] - narrow["low"] < row["high"] - row["low"]
+    for alone in ([7, 7, 7, 7], [0, 1, 2, 3], None):
+        assert with_seeds(single, drawn, 0.95, seeds=alone) == narrow
+
+
+def test_intervals_over_seeds_and_draws_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng, found = np.random.default_rng(0), 0
+    for _ in range(400):
+        seeds = np.repeat(np.arange(6), 5)
+        spread = np.repeat(rng.normal(0, 0.02, 6), 5) + rng.normal(0, 0.01, 30)
+        shared, draws = rng.normal(0, 0.01), rng.normal(0, 0.01, 300)
+        single = spread + shared
+        row = with_seeds(single.tolist(), single[:, None] + draws[None], 0.95, seeds=seeds.tolist())
+        found += row["low"] <= 0 <= row["high"]
+    assert 0.85 < found / 400 < 0.99

@@ -1,5 +1,6 @@
 """Several draws of few labels: each has its own, what was learned without labels is shared."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 
 from dcube.data.dataset import ImageData
 from dcube.errors import InputError
-from dcube.experiments.step1 import LABELS, PART, WHOLE, Unit, cell_of, pooled, study
+from dcube.experiments.step1 import LABELS, PART, SYSTEMS, WHOLE, Unit, cell_of, pooled, study
 from dcube.experiments.step1_summary import PROBE, markdown, read_cell, summarise
+from dcube.files import write_json
 from dcube.training.state import load_weights
 from tiny import tiny_data, tiny_experiment
 
@@ -77,6 +79,30 @@ def test_what_was_learned_without_labels_is_shared_and_later_draws_cost_only_the
     part = summarise(units, bootstrap=100)["tiny"][LABELS]
     assert (part["seeds"], part["draws"]) == ([0], 2) and len(part["macro_f1"]["D-Cube"]["repeats"]) == 2
     assert "D-Cube - no step 1" in markdown({"tiny": {LABELS: part}}, 0.5)
+
+
+def test_what_was_drawn_is_told_whatever_is_asked_next(
+    data: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def answer(unit: Unit) -> None:
+        for system in SYSTEMS:
+            write_json(unit.directory / "step2" / f"{system}.json", {})
+
+    monkeypatch.setattr("dcube.experiments.step1.run_unit", answer)
+
+    def told(**asked: Any) -> set[tuple[str, int, bool]]:
+        return {(unit.share, unit.draw, unit.fold is None) for unit in run(data, out, **asked)}
+
+    three = {(PART, draw, False) for draw in range(3)}
+    assert told(whole=False, quarter=True, draws=3) == three
+    assert told() == three | {(WHOLE, 0, False)}
+    labels = {(LABELS, draw, False) for draw in range(2)} | {(LABELS, draw, True) for draw in range(2)}
+    assert told(whole=False, unlabelled=True, draws=2, test=True) == three | {(WHOLE, 0, False)} | labels
+    assert told(whole=False, unlabelled=True) == three | {(WHOLE, 0, False)} | labels
+    shutil.rmtree(out / "tiny/quarter/seed-0/draw-2/fold-1")
+    assert (PART, 2, False) not in told() and (PART, 1, False) in told(), "half a draw is none"
 
 
 def test_the_whole_training_part_is_not_drawn(data: ImageData, tmp_path: Path) -> None:

@@ -62,6 +62,22 @@ def test_own_images_are_known_without_the_prepared_ones(split: str, run: Path, s
         assert "1 of 13 images" in refused("evaluate", moved, "--data", other)
     else:
         assert "its own validation or test images is not known" in done("evaluate", moved, "--data", other).stderr
+        (moved / "data").write_text((run / "data").read_text())  # the prepared images are there
+        assert "1 of 13 images" in refused("evaluate", moved, "--data", other)
+        (moved / "data").write_text(json.dumps(json.loads((run / "data").read_text()) | {"key": "of others"}))
+        assert "its own validation or test images is not known" in done("evaluate", moved, "--data", other).stderr
+
+
+def test_a_class_in_two_forms_of_unicode(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of an older version, whose classes are as a Mac's archive wrote them."""
+    scans = write_scans(tmp_path / "scans", 9, ("gutartig-a\u0308", "normal"))
+    with monkeypatch.context() as older:
+        for place in ("folders", "manifest"):
+            older.setattr(f"dcube.data.{place}.same_text", str)
+        done("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, "--no-test")
+    for number, label in enumerate(("gutartig-a\u0308", "gutartig-\u00e4")):
+        other = write_scans(tmp_path / f"other-{number}", 6, (label, "normal"), seed=3)
+        assert "external split: 12 images" in done("evaluate", tmp_path / "run", "--data", other).stdout
 
 
 def test_copies_in_another_set_count_once(run: Path, tmp_path: Path) -> None:

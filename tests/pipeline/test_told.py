@@ -27,6 +27,8 @@ def test_answers_of_an_unfinished_model_are_told(recipe: Path, tmp_path: Path) -
     answers = done("predict", run, image)
     assert "stopped early (step 1 after" in answers.stderr and "of 6 steps" in answers.stderr
     assert "early" not in answers.stdout
+    (run / "evaluation/metrics-val.json").write_text("{")
+    assert done("predict", run, image).stdout == answers.stdout, "which needs no figures"
     done("fit", PHANTOM, "--out", run, "--recipe", recipe)
     assert "early" not in done("predict", run, image).stderr
 
@@ -43,11 +45,14 @@ def test_folders_of_patients_are_no_classes(recipe: Path, tmp_path: Path) -> Non
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes as Unix has them")
 def test_a_reader_that_has_read_enough_is_no_error() -> None:
-    command = [sys.executable, "-m", "dcube", "benchmark", "--list"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert process.stderr.read() == b"" and process.wait() == 141
+    held = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    for verb in (["benchmark", "--list"], ["recipes"]):
+        for more in ({}, {"PYTHONUNBUFFERED": "1"}):
+            command = [sys.executable, "-m", "dcube", *verb]
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=held | more)
+            assert process.stdout is not None and process.stderr is not None
+            process.stdout.close()
+            assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_recipes_are_listed_with_all_that_is_said_of_them() -> None:

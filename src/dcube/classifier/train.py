@@ -185,8 +185,10 @@ def train_classifier(
     metadata = {
         "classifier": config.model_dump(mode="json"), "features": experiment.features.model_dump(mode="json"),
         "blocks": blocks, "classes": data.classes, "cnn_source": model.subnet.source,
-        "normalisation": data.store.normalisation.to_dict(), "look": look or {}, "held_out": written(held_out([data])),
+        "normalisation": data.store.normalisation.to_dict(), "look": look or {},
     }  # fmt: skip
+    if data.store.marks is not None:
+        metadata["held_out"] = written(held_out([data]))
     batches = ClassifierBatches(data, experiment, frozen, directory, cached)
     steps_per_epoch = len(batches.indices) / config.optimizer.batch_size
     hooks = []

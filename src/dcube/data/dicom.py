@@ -115,35 +115,39 @@ def groups_of(name: str, paths: Sequence[Path]) -> list[str | None]:
 
     Groups are numbered, so that no identity is written. Files of the set `name` that name no patient are told.
     """
-    patients = [_text(path, "PatientID") for path in paths]
-    by_patient = _numbered("patient", patients)
-    if all(patients):
-        return [by_patient[patient] for patient in patients]
-    studies = [_text(path, "StudyInstanceUID") or _text(path, "SeriesInstanceUID") for path in paths]
-    both = list(zip(patients, studies, strict=True))
-    by_study = {study: by_patient[patient] for patient, study in both if patient and study}
-    by_study |= _numbered("study", [study for _, study in both if study not in by_study])
+    both = [_patient_and_study(path) for path in paths]
+    by_patient = _numbered("patient", [patient for patient, _ in both])
+    by_study: dict[str | None, str] = {study: by_patient[patient] for patient, study in both if patient and study}
+    by_study |= _numbered("study", [study for patient, study in both if not patient and study not in by_study])
     groups = [by_patient.get(patient) or by_study.get(study) for patient, study in both]
-    alone = groups.count(None)
-    rest = f", but {alone} name no study either and are each taken for a patient" if alone else ""
-    print(
-        f"{name}: {patients.count('')} of {len(paths)} DICOM files name no patient; slices of one study are kept"
-        f" together{rest}; say who is who by patient_id in a manifest"
-    )
+    readable = [(patient, group) for (patient, study), group in zip(both, groups, strict=True) if study is not None]
+    if nameless := [group for patient, group in readable if not patient]:
+        alone = nameless.count(None)
+        rest = f", but {alone} name no study either and are each taken for a patient" if alone else ""
+        print(
+            f"{name}: {len(nameless)} of {len(paths)} DICOM files name no patient; slices of one study are kept"
+            f" together{rest}; say who is who by patient_id in a manifest"
+        )
     return groups
 
 
-def _numbered(kind: str, names: Iterable[str]) -> dict[str, str]:
+def _numbered(kind: str, names: Iterable[str | None]) -> dict[str | None, str]:
     """A group for each name that is not blank, by the order in which they come."""
     return {name: f"dicom-{kind}-{number}" for number, name in enumerate(filter(None, dict.fromkeys(names)), 1)}
 
 
-def _text(path: Path, tag: str) -> str:
-    """The text of a tag, for the eyes of this process alone; "" where the file has none, or cannot be read."""
+def _patient_and_study(path: Path) -> tuple[str | None, str | None]:
+    """PatientID and study (or series) of a file, for the eyes of this process alone; "" where it names none, None where
+    it cannot be read.
+    """
+    tags = "PatientID", "StudyInstanceUID", "SeriesInstanceUID"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anonymisers write UIDs that are none
-        header = _header(path, tag)
-    return "" if header is None else str(header.get(tag) or "").strip()
+        header = _header(path, *tags)
+    if header is None:
+        return None, None
+    patient, study, series = (str(header.get(tag) or "").strip() for tag in tags)
+    return patient, study or series
 
 
 def header_of(path: Path) -> tuple[int, int, bool]:

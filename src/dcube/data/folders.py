@@ -11,7 +11,8 @@ from dcube.errors import InputError
 
 def split_folders(root: Path, folders: list[Path]) -> list[Path]:
     """Those of the `folders` of `root` that are splits (train, val, test) with class folders inside, where all folders
-    are that hold images; none where none is. InputError for splits beside other folders of images.
+    are that hold images; none where none is. InputError for splits beside other folders of images, or beside a split
+    without class folders.
     """
     full = [folder for folder in folders if list_folder(folder)[1] or _classes_in(folder)]
     inner = [folder for folder in full if _classes_in(folder)]
@@ -19,16 +20,26 @@ def split_folders(root: Path, folders: list[Path]) -> list[Path]:
     other = next((folder.name for folder in full if folder.name.lower() not in SPLIT_NAMES), None)
     if splits and other and (inner == full or len(splits) > 1):
         raise InputError(
-            f"{root} has the split {splits[0].name} and beside it {other}; call the folders train, val and test."
+            f"{root} has the split {splits[0].name} and beside it {other}; take that away, or call the folders train,"
+            " val and test."
         )
-    return [folder for folder in full if folder.name.lower() in SPLIT_NAMES] if splits and not other else []
+    if other or not splits:
+        return []
+    if flat := next((folder.name for folder in full if folder not in inner), None):
+        raise InputError(
+            f"{root / flat} holds images but no class folders, as {splits[0].name} beside it does; sort them into one"
+            " sub-folder per class, or take the folder away."
+        )
+    return splits
 
 
-def is_flat_split(folders: list[Path]) -> bool:
-    """Whether the folders that hold anything are splits (train, val, test) with images and no class folders."""
+def flat_splits(folders: list[Path]) -> list[Path]:
+    """Those of the folders that are splits (train, val, test) with images and no class folders, where all are that hold
+    anything; else none.
+    """
     full = [folder for folder in folders if any(list_folder(folder)[:2])]
     named = all(folder.name.lower() in SPLIT_NAMES for folder in full)
-    return bool(full) and named and not any(map(_classes_in, full))
+    return full if named and not any(map(_classes_in, full)) else []
 
 
 def _classes_in(folder: Path) -> bool:

@@ -19,9 +19,9 @@ SPLIT_NAMES = {
 }
 COLUMNS = ("path", "label", "split", "group_id", "patient_id")
 MANIFEST = "manifest.csv"
-PERSON = re.compile(
-    r"(patient|subject|participant|person|group|case)(s|id|ids|no|nr|number|code|key|uid|name|identifier)?|pid|mrn"
-    r"|(study|series|scan|exam)(id|no|nr|number|uid|key|code|identifier)"
+PERSON = re.compile(r"(patient|subject|participant|person|group)(s|id|ids|no|nr|number|code|key|uid|name|identifier)?")
+PERHAPS = re.compile(  # where images share a value
+    r"case(s|id|ids|no|nr|number|code|key)?|pid|mrn|(study|series|scan|exam)(instance)?(id|no|nr|number|uid|key|code)"
 )
 UNKNOWN = {"nan", "none", "null", "n/a", "na", "unknown", "?", "-"}  # what stands in cells that should be empty
 
@@ -108,10 +108,10 @@ def tell_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
     columns = rows[0].keys()
     _refuse_hidden_split(path, rows)
     if not {"group_id", "patient_id"} & columns:
-        if meant := [name for name in columns if PERSON.fullmatch(re.sub(r"[^a-z]", "", name))]:
+        if meant := [name for name in columns if _seems_to_group(name, rows)]:
             raise InputError(
-                f"{path} has no column patient_id, but '{meant[0]}': name it patient_id, so that no patient is on both"
-                " sides of a split, or something else if it names no patients."
+                f"{path} has no column patient_id or group_id, but '{meant[0]}': name it so if its images belong"
+                " together, so that none of them is on another side of a split, or otherwise if they do not."
             )
         return
     cells = [row.get("group_id") or row.get("patient_id") or "" for row in rows]
@@ -134,17 +134,24 @@ def tell_patients(path: Path, rows: Sequence[dict[str, str]]) -> None:
         )
 
 
+def _seems_to_group(name: str, rows: Sequence[dict[str, str]]) -> bool:
+    """Whether a column is called as one of patients, or may be of them and has values that some images share."""
+    plain = re.sub(r"[^a-z]", "", name)
+    values = {row[name] for row in rows}
+    return bool(PERSON.fullmatch(plain) or (PERHAPS.fullmatch(plain) and 2 < len(values) < len(rows)))
+
+
 def _refuse_hidden_split(path: Path, rows: Sequence[dict[str, str]]) -> None:
-    """InputError for a column that holds nothing but names of splits and is not called split, where none is."""
+    """InputError for a column that holds nothing but names of several splits and is not called split, where none is."""
     others = rows[0].keys() - {*COLUMNS, ""}
     if "split" in rows[0]:
         return
     for name in sorted(others):
         held = {row[name].lower() for row in rows} - {""}
-        if held and held <= SPLIT_NAMES.keys():
+        if held <= SPLIT_NAMES.keys() and len({SPLIT_NAMES[word] for word in held}) > 1:
             raise InputError(
-                f"{path} has no column split, but '{name}' holds {', '.join(sorted(held))}: name it split, or leave it"
-                " out to have a split made."
+                f"{path} has no column split, but '{name}' holds {', '.join(sorted(held))}: name it split, or take the"
+                " column out."
             )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from dcube.data.decode import SUFFIXES, read_image
 from dcube.data.dicom import groups_of, is_dicom
-from dcube.data.folders import check_name, class_records, is_flat_split, list_folder, split_folders
+from dcube.data.folders import check_name, class_records, flat_splits, hidden, list_folder, split_folders
 from dcube.data.manifest import MANIFEST, SPLIT_NAMES, manifest_in, read_rows, record_of, tell_patients
 from dcube.data.records import ImageSet, Record
 from dcube.data.split import check_splits
@@ -137,10 +137,10 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
         return None
     folders, loose, ignored = list_folder(root)
     records: list[Record] = []
-    if is_flat_split(folders):
+    if flat := flat_splits(folders):
         raise InputError(
-            f"{root} holds {', '.join(folder.name for folder in folders)} without class folders; sort the images of"
-            " each into one sub-folder per class, or name them in a manifest.csv (path,label,split)."
+            f"{root} holds {', '.join(folder.name for folder in flat)} without class folders; sort the images of each"
+            " into one sub-folder per class, or name them in a manifest.csv (path,label,split)."
         )
     if splits := split_folders(root, folders):
         for folder in splits:
@@ -162,8 +162,10 @@ def class_folders(data: str, seed: int) -> ImageSet | None:
 
 def tell_tables(root: Path) -> None:
     """Say which tables beside class folders are not read."""
-    if held := sorted(entry.name for entry in root.iterdir() if entry.suffix.lower() in TABLES):
-        print(f"{root}: {', '.join(held)} is not read; a table of images is called {MANIFEST} (path,label,patient_id)")
+    tables = (entry.name for entry in root.iterdir() if entry.suffix.lower() in TABLES)
+    if held := sorted(name for name in tables if not hidden(name)):
+        names = f"{', '.join(held)} {'is' if len(held) == 1 else 'are'}"
+        print(f"{root}: {names} not read; a table of images is called {MANIFEST} (path,label,patient_id)")
 
 
 def refuse_mixture(root: Path, records: Sequence[Record]) -> None:

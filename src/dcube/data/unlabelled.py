@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dcube.data.dataset import ImageData
-from dcube.data.folders import is_flat_split, list_folder
+from dcube.data.folders import flat_splits, list_folder
 from dcube.data.manifest import SPLIT_NAMES, read_rows
 from dcube.data.records import ImageSet, Record
 from dcube.data.sources import from_files, from_table, manifest_of, open_images, refuse_mixture
@@ -45,8 +45,8 @@ def open_unlabelled(data: str, seed: int = 0) -> ImageSet:
             records = [Record(image.name, UNLABELLED, image.name, None) for image in images]
             refuse_mixture(root, records)
             return from_files(data, root, records, others)
-        if is_flat_split(folders):
-            held = [(list_folder(folder)[1], SPLIT_NAMES[folder.name.lower()]) for folder in full]
+        if flat := flat_splits(folders):
+            held = [(list_folder(folder)[1], SPLIT_NAMES[folder.name.lower()]) for folder in flat]
             paths = [(image.relative_to(root).as_posix(), split) for inside, split in held for image in inside]
             records = [Record(path, UNLABELLED, path, split) for path, split in paths]
             refuse_mixture(root, records)

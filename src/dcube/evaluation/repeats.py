@@ -15,23 +15,24 @@ UNBOUNDED = "brier"  # the one metric that may pass 1
 
 def repeated_metric(
     repeats: Sequence[Floats], labels: Ints, groups: NDArray[np.str_], metric: str = "macro_f1",
-    *, bootstrap: int = 2000, level: float = 0.95, seed: int = 0,
+    *, bootstrap: int = 2000, level: float = 0.95, seed: int = 0, seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Mean of a metric over repeats (probabilities [N, K] of the same N images, one per seed).
 
     {"value", "low", "high", "repeats": the single values}; a resample draws groups once, for every repeat, and the
-    interval holds what the repeats differ by too (`with_seeds`).
+    interval holds what the repeats differ by too (`with_seeds`). seeds: of the repeats [R], where several share one.
     """
-    return repeated_metrics(repeats, labels, groups, (metric,), bootstrap=bootstrap, level=level, seed=seed)[metric]
+    how: dict[str, Any] = {"bootstrap": bootstrap, "level": level, "seed": seed, "seeds": seeds}
+    return repeated_metrics(repeats, labels, groups, (metric,), **how)[metric]
 
 
 def repeated_metrics(
     repeats: Sequence[Floats], labels: Ints, groups: NDArray[np.str_], metrics: Sequence[str],
-    *, bootstrap: int = 2000, level: float = 0.95, seed: int = 0,
+    *, bootstrap: int = 2000, level: float = 0.95, seed: int = 0, seeds: Sequence[int] | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """`repeated_metric` of several metrics from the same resamples, by name."""
     drawn, single = _draws(repeats, labels, groups, metrics, bootstrap, seed)
-    found = {name: with_seeds(single[name], drawn[name], level) for name in metrics}
+    found = {name: with_seeds(single[name], drawn[name], level, seeds) for name in metrics}
     for name, row in found.items():
         if name != UNBOUNDED and row["low"] is not None:
             row |= {"low": max(row["low"], 0.0), "high": min(row["high"], 1.0)}
@@ -41,8 +42,10 @@ def repeated_metrics(
 def repeated_difference(
     repeats_a: Sequence[Floats], repeats_b: Sequence[Floats], labels: Ints, groups: NDArray[np.str_],
     metric: str = "macro_f1", *, bootstrap: int = 2000, level: float = 0.95, seed: int = 0,
+    seeds: Sequence[int] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Mean over the repeats of metric(A) - metric(B), paired: repeat i of both, and the same resampled groups.
+    """Mean over the repeats of metric(A) - metric(B), paired: repeat i of both, and the same resampled groups. seeds:
+    of the repeats [R], where several share one.
 
     "A beats B" means that `low` lies above 0. ValueError for different numbers of repeats.
     """
@@ -51,17 +54,26 @@ def repeated_difference(
     drawn_a, single_a = _draws(repeats_a, labels, groups, (metric,), bootstrap, seed)
     drawn_b, single_b = _draws(repeats_b, labels, groups, (metric,), bootstrap, seed)
     single = [a - b for a, b in zip(single_a[metric], single_b[metric], strict=True)]
-    return with_seeds(single, drawn_a[metric] - drawn_b[metric], level)
+    return with_seeds(single, drawn_a[metric] - drawn_b[metric], level, seeds)
 
 
-def with_seeds(single: Sequence[float], drawn: Floats, level: float) -> dict[str, Any]:
+def with_seeds(
+    single: Sequence[float], drawn: Floats, level: float, seeds: Sequence[int] | None = None
+) -> dict[str, Any]:
     """{"value": mean of `single` [R], "low", "high", "repeats": `single`} from what the resamples gave, `drawn` [R, B].
 
     The interval over groups, widened by what the repeats differ by beyond that: other groups explain a part of the
     variance between repeats (the resamples tell how much), the rest is of the training and the folds, which resampled
-    groups know nothing of. With one repeat that part stays unknown, with two it is a rough guess.
+    groups know nothing of. With one repeat that part stays unknown, with two it is a rough guess. Repeats of one of
+    several `seeds` [R] are no independent ones, and are averaged first; of a single seed the interval speaks of it
+    alone.
     """
-    row: dict[str, Any] = measure(float(np.mean(single)), drawn.mean(0), level) | {"repeats": list(single)}
+    told = list(single)
+    if seeds is not None and 1 < len(set(seeds)) < len(told):
+        alike = [np.flatnonzero(np.asarray(seeds) == one) for one in dict.fromkeys(seeds)]
+        single = [float(np.mean(np.asarray(told)[rows])) for rows in alike]
+        drawn = np.stack([drawn[rows].mean(0) for rows in alike])
+    row: dict[str, Any] = measure(float(np.mean(single)), drawn.mean(0), level) | {"repeats": told}
     if len(single) > 1 and row["low"] is not None:
         noise = (drawn - np.asarray(single)[:, None])[:, ~np.isnan(drawn).any(0)]
         beyond = max(0.0, float(np.var(single, ddof=1) - noise.var(0, ddof=1).mean())) / len(single)

@@ -6,7 +6,7 @@ labels differ more from one draw to the next than trainings do. The test split i
 and then only where it is asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeAlias
@@ -104,6 +104,11 @@ class Unit:
         """Whether every system of step 2 has answered."""
         return all((self.directory / "step2" / f"{system}.json").is_file() for system in SYSTEMS)
 
+    @property
+    def has_step1(self) -> bool:
+        """Whether its step 1 has ended."""
+        return (self.directory / "step1" / TRAINED / "done.json").is_file()
+
     def __str__(self) -> str:
         return str((self.directory if self.arms else self.shared).relative_to(self.out))
 
@@ -118,20 +123,21 @@ def study(
     `whole`, `quarter`, `unlabelled`: which of SHARES are asked about, the latter two of a `part` of the training part,
     drawn `draws` times; a step 1 without labels is trained once for all draws.
     `test`: when every fold is done, the test split that the data bring is predicted after training on all other images;
-    shares that are not asked about but done, and cells of the test split that are, are returned too.
+    shares and draws that are not asked about but done, and cells of the test split that are, are returned too.
 
     InputError where a class has too few groups for the folds, or for that part of their training parts, with `test`
     where a set brings no test split, and where nothing is asked, or nothing of which there are several draws.
     """
     def units_of(
-        arms: Sequence[str], share: str, some: Sequence[int], parts: Sequence[int | None] = range(folds)
-    ) -> list[Unit]:
+        share: str, drawn: Iterable[int] = range(draws), parts: Sequence[int | None] = range(folds),
+        arms: Sequence[str] = (TRAINED, UNTRAINED), some: Sequence[int] = seeds,
+    ) -> list[Unit]:  # fmt: skip
         return [
             Unit(
                 name, store.directory, out, settings.model_copy(update={"seed": seed}), folds, fold, share, timesteps,
                 tuple(arms), part, draw,
             )
-            for seed in some for draw in range(1 if share == WHOLE else draws) for fold in parts
+            for seed in some for draw in ((0,) if share == WHOLE else drawn) for fold in parts
             for name, store in stores.items()
         ]  # fmt: skip
 
@@ -140,29 +146,35 @@ def study(
         raise InputError("Nothing is asked: leave out --no-whole or --no-quarter, or give --unlabelled.")
     if draws > 1 and not (quarter or unlabelled):
         raise InputError("--draws are of a part of the training part: leave out --no-quarter, or give --unlabelled.")
-    main, *fewer = (units_of((TRAINED, UNTRAINED), share, seeds) for share in shares)
+    main, *fewer = (units_of(share) for share in shares)
     scarce = [unit for units in fewer for unit in units]
-    earlier = [units_of((TRAINED, UNTRAINED), share, seeds) for share in SHARES if share not in shares]
-    done = [unit for units in earlier if all(unit.is_done for unit in units) for unit in units]
     asked = (PLAIN, *RELATIVES) if relatives and whole else ()  # one after the other, so that each has an answer early
-    others = [unit for arm in asked for unit in units_of((arm,), WHOLE, seeds[:1])]
+    others = [unit for arm in asked for unit in units_of(WHOLE, arms=(arm,), some=seeds[:1])]
     lacking = [name for name, store in stores.items() if "test" not in store.given_splits]
     if test and lacking:
         raise InputError(f"{', '.join(lacking)} brings no test split; leave out --test.")
-    last = [unit for share in SHARES for unit in units_of((TRAINED, UNTRAINED), share, seeds, (None,))]
-    asked_last = [unit for unit in last if test and unit.share in shares]
+    asked_last = [unit for share in shares if test for unit in units_of(share, parts=(None,))]
     for unit in (*main, *scarce, *asked_last):
         cell_of(unit)  # too few groups for such parts are found before hours of work
     for units in ([*main, *others, *scarce], asked_last):  # no test split before all folds are done
         for work in (_without_labels(units), units):
             if work:
                 run_units(run_unit, work, jobs, max(1, settings.runtime.threads))
-    return [*main, *scarce, *done, *(unit for unit in last if unit in asked_last or unit.is_done)]
+    every = [(share, draw) for share in SHARES for draw in (_drawn_before(out) if share != WHOLE else (0,))]
+    before = [units_of(share, (draw,)) for share, draw in every]
+    held = [*main, *scarce, *(unit for units in before if all(unit.is_done for unit in units) for unit in units)]
+    held += asked_last + [unit for share, draw in every for unit in units_of(share, (draw,), (None,)) if unit.is_done]
+    return list({unit.directory: unit for unit in held}.values())
+
+
+def _drawn_before(out: Path) -> list[int]:
+    """The draws of a part of which a study holds cells, and the first."""
+    return sorted({0, *(int(folder.name.removeprefix("draw-")) for folder in out.glob("*/*/seed-*/draw-*"))})
 
 
 def _without_labels(units: Sequence[Unit]) -> list[Unit]:
     """The trainings without labels that cells still need, each once: units without arms."""
-    lacking = (unit for unit in units if unit.share == LABELS and not unit.is_done)
+    lacking = (unit for unit in units if unit.share == LABELS and not (unit.is_done or unit.has_step1))
     needed = {unit.shared: replace(unit, arms=()) for unit in lacking}
     return [unit for shared, unit in needed.items() if not (shared / WEIGHTS).is_file()]
 

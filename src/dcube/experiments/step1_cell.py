@@ -161,7 +161,8 @@ class Arm:
             teacher, seen = make_teacher(cell.data, settings), pool.seen if pool else None
             train_diffusion(cell.data, settings, directory, teacher=teacher, seen=seen)
             write_json(finished, {"inputs": inputs})
-        shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+        for left_over in (directory / "checkpoint", directory / "unlabelled"):  # the latter of an older version
+            shutil.rmtree(left_over, ignore_errors=True)
         return load_diffusion(directory / WEIGHTS, device)
 
     def probe(self, timesteps: Sequence[int]) -> dict[str, Any]:

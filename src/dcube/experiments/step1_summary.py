@@ -148,7 +148,8 @@ def summarise(units: Sequence[Unit], **how_sure: Any) -> dict[str, Any]:
                 "seeds": sorted({unit.settings.seed for unit in chosen}),
                 "draws": len({unit.draw for unit in chosen}),
                 "macro_f1": {
-                    system: repeated_metric([*p.values()], labels, groups, **how_sure) for system, p in repeats.items()
+                    system: repeated_metric([*p.values()], labels, groups, seeds=[seed for seed, _ in p], **how_sure)
+                    for system, p in repeats.items()
                 },
                 "differences": [
                     {"of": a, "to": b}
@@ -171,7 +172,8 @@ def _difference(
 ) -> dict[str, Any]:  # fmt: skip
     """Paired over the seeds that both have: eq. 3 alone and the relatives of eq. 4 were asked with the first one."""
     both = [repeat for repeat in a if repeat in b]
-    return repeated_difference([a[r] for r in both], [b[r] for r in both], labels, groups, **how_sure)
+    seeds = [seed for seed, _ in both]
+    return repeated_difference([a[r] for r in both], [b[r] for r in both], labels, groups, seeds=seeds, **how_sure)
 
 
 def _chosen(units: Sequence[Unit]) -> dict[str, list[list[int]]]:
