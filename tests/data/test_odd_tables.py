@@ -153,7 +153,7 @@ def test_a_folder_without_images_beside_splits_is_no_class(tmp_path: Path) -> No
         open_images(str(tmp_path))
     (tmp_path / "val" / "1.png").unlink()
     save(tmp_path / "notes" / "1.png")
-    with pytest.raises(InputError, match="has the split test and beside it notes; take that away"):
+    with pytest.raises(InputError, match="has the split test and beside it notes; call the folders train"):
         open_images(str(tmp_path))
 
 

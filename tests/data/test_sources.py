@@ -98,8 +98,8 @@ BAD_MANIFESTS = {
     "empty label": (GOOD + "benign/2.png,,train,p3\n", "line 4: the label is empty"),
     "more cells": (GOOD + "benign/2.png,m,train,p3,x\n", "line 4: more cells than the header has columns"),
     "two labels' columns": ("path,label,Label\nbenign/0.png,b,m\n", "several columns 'label'"),
-    "a patient's column": ("path,label,PatientID\nbenign/0.png,b,p1\n", "no column patient_id, but 'patientid'"),
-    "a subject's column": ("path,label,Subject No\nbenign/0.png,b,p1\n", "no column patient_id, but 'subject no'"),
+    "a patient's column": ("path,label,PatientID\nbenign/0.png,b,p1\n", "or group_id, but 'patientid'"),
+    "a subject's column": ("path,label,Subject No\nbenign/0.png,b,p1\n", "or group_id, but 'subject no'"),
     "empty path": (GOOD + ",m,train,p3\n", "line 4: the path is empty"),
 }
 

@@ -243,7 +243,7 @@ def test_dry_run_writes_nothing(recipe: Path, tmp_path: Path, monkeypatch: pytes
     before = contents(scans)
     result = done("fit", scans, "--out", tmp_path / "run", "--recipe", recipe, "--dry-run")
     assert "16 images, 8 groups" in result.stdout and "6 steps" in result.stdout and "GB" in result.stdout
-    assert "(1) val" in result.stdout and "fewer than 10 groups (patients) of benign, normal" in result.stdout
+    assert "(1) val" in result.stdout and "fewer than 10 groups (patients) of benign, malignant" in result.stdout
     assert not list(tmp_path.iterdir()) and contents(scans) == before
 
 

@@ -20,8 +20,8 @@ def split_folders(root: Path, folders: list[Path]) -> list[Path]:
     other = next((folder.name for folder in full if folder.name.lower() not in SPLIT_NAMES), None)
     if splits and other and (inner == full or len(splits) > 1):
         raise InputError(
-            f"{root} has the split {splits[0].name} and beside it {other}; take that away, or call the folders train,"
-            " val and test."
+            f"{root} has the split {splits[0].name} and beside it {other}; call the folders train, val and test, or"
+            f" take {other} away."
         )
     if other or not splits:
         return []
