@@ -152,7 +152,7 @@ class Pretraining:
             some = ", ".join(store.classes[:3]) + (" ..." if len(store.classes) > 3 else "")
             raise InputError(
                 f"{name} was read as a labelled set of the classes {some}, of which a part is held out:"
-                f" {str(error).rstrip('.')}. If they are no classes, name the images in a manifest.csv without the"
+                f" {str(error).rstrip('.')}; if they are no classes, name the images in a manifest.csv without the"
                 " column label (path,patient_id)."
             ) from error
 
